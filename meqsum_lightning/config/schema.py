@@ -50,9 +50,9 @@ class DataConfig(Section):
     sheet: str | None = Field(description="sheet of an xlsx file; null: the first")
     clean: list[Literal["markers", "escapes", "blanks"]] = Field(description="cleaning steps")
     prompt: str = Field(description="instruction put before each question")
-    split: str | list[int] | list[float] = Field(
+    split: str | list[int] | list[float] | None = Field(
         description="`given`, `800_100_100`, `400_100_500`, `folds`, three fractions or counts, "
-        "or a json file of ids"
+        "or a json file of ids; null: given for three files, else [0.8, 0.1, 0.1]"
     )
     split_seed: Seed = Field(description="seed of the split alone")
     folds: Annotated[int, Field(ge=2, le=100)] = Field(description="number of folds")

@@ -1,0 +1,1 @@
+"""Builds the parts and runs the Lightning trainer: `train`, `evaluate`, `predict`."""

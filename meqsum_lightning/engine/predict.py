@@ -1,0 +1,99 @@
+"""`predict(cfg)`: one summary per row of a file, in input order."""
+
+import logging
+import sys
+from pathlib import Path
+
+from meqsum_lightning.config.schema import PredictConfig
+from meqsum_lightning.data.datamodule import MeQSumDataModule
+from meqsum_lightning.data.rows import RowSet
+from meqsum_lightning.data.sources import load_questions
+from meqsum_lightning.data.splits import Split
+from meqsum_lightning.data.tables import table_kind, write_lines, write_table
+from meqsum_lightning.engine.parts import build_trainer, check_device, prepare_process
+from meqsum_lightning.engine.source import find_source, load_source
+from meqsum_lightning.errors import UserError
+from meqsum_lightning.metrics.rouge import RougeProtocol
+from meqsum_lightning.models.module import Seq2SeqModule
+
+log = logging.getLogger("meqsum_lightning")
+
+SUMMARY_COLUMN = "prediction"
+
+
+def predict(cfg: PredictConfig) -> Path | None:
+    """Summarizes the questions of a file; other columns are kept, a column `prediction` is added.
+
+    Args:
+        cfg: A validated configuration.
+
+    Returns:
+        The file written, or None for standard output.
+
+    Raises:
+        UserError: Input or output can't be used; nothing has been written.
+    """
+    if cfg.input is None:
+        raise UserError("input=null: missing; expected a file of questions, or - for standard input")
+    if cfg.output is None:
+        raise UserError("output=null: missing; expected a file to write, or - for standard output")
+    check_output(cfg.output)
+    prepare_process(cfg)
+    check_device(cfg.trainer)
+    find_source(cfg)
+    rows, frame = load_questions(cfg.input, cfg.data)
+    texts = summarize_rows(cfg, rows)
+    if cfg.output == "-":
+        write_lines(texts)
+        return None
+    name = SUMMARY_COLUMN
+    while name in frame.columns:
+        name += "_new"
+    frame = frame.assign(**{name: texts})
+    write_table(frame, cfg.output)
+    print(f"{len(texts)} summaries in {cfg.output}", file=sys.stderr)
+    return Path(cfg.output)
+
+
+def summarize_rows(cfg: PredictConfig, rows: RowSet) -> list[str]:
+    """Summaries in the order of the rows; a row without a question gets an empty one."""
+    asked = tuple(row for row in rows.rows if row.question.strip())
+    if empty := len(rows.rows) - len(asked):
+        log.warning("%d rows have no question: their summary is empty", empty)
+    if not asked:
+        return [""] * len(rows.rows)
+    source = load_source(cfg)
+    ids = tuple(row.id for row in asked)
+    data = MeQSumDataModule(rows, Split((), (), ids), source.tokenizer, cfg.data, cfg.seed)
+    module = Seq2SeqModule(
+        source.model, source.tokenizer, cfg.generation, RougeProtocol(cfg.metrics.stemmer)
+    )
+    trainer = build_trainer(cfg, Path.cwd(), label="prediction")
+    data.trainer = trainer
+    trainer.predict(module, dataloaders=data.eval_dataloader("test"), return_predictions=False)
+    part = data.part("test")
+    if part.tokens.truncated_sources:
+        log.warning(
+            "%d of %d questions are longer than data.max_source_length=%d and were cut",
+            part.tokens.truncated_sources,
+            len(part.rows),
+            cfg.data.max_source_length,
+        )
+    by_id = {part.rows[index].id: text for index, text in module.predictions.items()}
+    return [by_id.get(row.id, "") for row in rows.rows]
+
+
+def check_output(output: str) -> None:
+    """Refuses an output that exists, has no folder, or is of an unknown kind.
+
+    Raises:
+        UserError: With the reason.
+    """
+    if output == "-":
+        return
+    path = Path(output).expanduser()
+    table_kind(path, "output")
+    if path.exists():
+        raise UserError(f"output={output}: exists; expected a new file")
+    if not path.parent.is_dir():
+        raise UserError(f"output={output}: no folder {path.parent}; expected an existing folder")

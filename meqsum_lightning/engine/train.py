@@ -1,0 +1,324 @@
+"""`train(cfg)`: one experiment, from rows to a run directory."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from meqsum_lightning.config.schema import TrainConfig
+from meqsum_lightning.engine.callbacks import JobCallback, place_counters
+from meqsum_lightning.engine.interrupts import InterruptGuard
+from meqsum_lightning.engine.parts import (
+    Data,
+    build_callbacks,
+    build_loggers,
+    build_trainer,
+    check_everything,
+    load_data,
+    prepare_process,
+)
+from meqsum_lightning.engine.scoring import Scores, collect, score, score_base
+from meqsum_lightning.errors import UserError
+from meqsum_lightning.metrics.rouge import RougeProtocol
+from meqsum_lightning.models.adapters import apply_adapter, save_adapter, trainable_parameters
+from meqsum_lightning.models.backbones import (
+    adapter_base_name,
+    backbone_fingerprint,
+    load_backbone,
+)
+from meqsum_lightning.models.dropout import replace_adapter_dropout
+from meqsum_lightning.models.job import TrainingJob
+from meqsum_lightning.models.module import Seq2SeqModule
+from meqsum_lightning.runs.checkpoints import BEST, latest_checkpoint, load_checkpoint, prune
+from meqsum_lightning.files import write_json
+from meqsum_lightning.runs.hashing import config_hash, stable_part
+from meqsum_lightning.runs.record import (
+    CONFIG_FILE,
+    RunRecord,
+    check_free,
+    output_folder,
+    read_metrics,
+    write_predictions,
+)
+
+log = logging.getLogger("meqsum_lightning")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training leaves.
+
+    Attributes:
+        folder: The run directory.
+        metrics: Content of `metrics.json`.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+
+
+def train(cfg: TrainConfig) -> TrainResult:
+    """Trains an adapter, selects the best epoch on validation, and scores it on the test rows.
+
+    Args:
+        cfg: A validated configuration.
+
+    Returns:
+        The run directory and its metrics.
+
+    Raises:
+        UserError: Input that can be mended; nothing has been trained.
+        RunFailed: Training diverged, or a checkpoint can't be read.
+        RunInterrupted: Ctrl-C or SIGTERM; the run can be resumed.
+    """
+    with InterruptGuard() as guard:
+        prepare_process(cfg)
+        folder = run_folder(cfg)
+        if cfg.resume is None:
+            check_free(folder)
+        check_everything(cfg)
+        data = load_data(cfg)
+        facts = describe(cfg, data)
+        if cfg.resume is None:
+            record = RunRecord.create(folder, cfg.model_dump(by_alias=True), facts)
+            write_json(folder / "splits.json", data.split.to_json())
+        else:
+            record = RunRecord.reopen(folder)
+            check_resumable(cfg, record)
+            check_same_data(facts, record)
+        with record:
+            run_training(cfg, data, record, guard)
+    return TrainResult(folder, read_metrics(folder))
+
+
+def run_training(cfg: TrainConfig, data: Data, record: RunRecord, guard: InterruptGuard) -> None:
+    """Loads the model, fits it, and scores it: the part of a training that a run directory sees."""
+    trained = cfg.adapter.method != "none"
+    backbone = load_backbone(cfg.model, trainable=cfg.adapter.method == "full", seed=cfg.seed)
+    model = apply_adapter(backbone, cfg.adapter, cfg.seed, *adapter_base_name(cfg.model))
+    replace_adapter_dropout(model)
+    parameters = trainable_parameters(model)
+    fingerprint = record.record["base_fingerprint"]
+    record.update(parameters=count_parameters(model, parameters))
+    protocol = RougeProtocol(cfg.metrics.stemmer)
+    job = None
+    if trained:
+        job = TrainingJob(
+            model,
+            cfg.optim,
+            cfg.checkpoint,
+            data.module.total_steps,
+            data.module.cursor,
+            cfg.seed,
+        )
+    module = Seq2SeqModule(model, data.tokenizer, cfg.generation, protocol, job)
+
+    # The backbone alone comes first: full fine-tuning leaves nothing of it.
+    if cfg.test and cfg.test_base and "test_base/rouge1" not in read_metrics(record.folder):
+        base = score_base(cfg, module, data.module, "test", fingerprint)
+        keep_scores(cfg, record, data, base, "test_base", "test", "predictions_base.csv")
+
+    if job is not None:
+        fit(cfg, module, job, data, record, guard)
+        record.update(**training_facts(job))
+        use_best(record, job)
+        target = "model" if cfg.adapter.method == "full" else "adapter"
+        save_adapter(model, record.folder / target, data.tokenizer)
+    else:
+        scores = score(cfg, module, data.module, "val", "validation")
+        keep_scores(cfg, record, data, scores, "val", "val", "predictions_val.csv")
+
+    if cfg.test:
+        if trained or not cfg.test_base:
+            scores = score(cfg, module, data.module, "test", "test")
+        else:
+            scores = score_base(cfg, module, data.module, "test", fingerprint)
+        keep_scores(cfg, record, data, scores, "test", "test", "predictions.csv")
+    record.update(**memory_facts())
+    prune(record.folder / "checkpoints", everything=cfg.checkpoint.prune)
+
+
+def fit(
+    cfg: TrainConfig,
+    module: Seq2SeqModule,
+    job: TrainingJob,
+    data: Data,
+    record: RunRecord,
+    guard: InterruptGuard,
+) -> None:
+    """Runs the training loop from where the job stands, which may be its end."""
+    checkpoints = record.folder / "checkpoints"
+    saved = latest_checkpoint(checkpoints)
+    if saved is not None:
+        job.load_state_dict(saved["job"])
+        log.info("resuming at epoch %d, step %d", job.cursor.epoch, job.cursor.global_step)
+    module.train()
+    epochs = -(-data.module.total_steps // data.module.steps_per_epoch)
+    if job.cursor.epoch >= epochs or job.stopper.should_stop:
+        return
+
+    def keep_best(metrics: Mapping[str, float]) -> None:
+        scores = collect(module, data.module.part("val"), metrics["val/loss"])
+        keep_scores(cfg, record, data, scores, "val", "val", "predictions_val.csv")
+
+    callback = JobCallback(
+        job,
+        checkpoints,
+        record.record["config_hash"],
+        cfg.checkpoint.every_n_steps,
+        guard,
+        keep_best,
+    )
+    resume_step = job.cursor.global_step if cfg.resume is not None else None
+    trainer = build_trainer(
+        cfg,
+        record.folder,
+        [callback, *build_callbacks(cfg)],
+        build_loggers(cfg, record.folder / "logs", resume_step),
+        max_epochs=epochs,
+    )
+    place_counters(trainer, job)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    trainer.fit(module, datamodule=data.module)
+    log.info(
+        "training ended after %d epochs and %d steps%s",
+        job.cursor.epoch,
+        trainer.global_step,
+        " (early stopping)" if job.cursor.epoch < epochs else "",
+    )
+
+
+def use_best(record: RunRecord, job: TrainingJob) -> None:
+    """Puts the best epoch's weights in place; without any validation the last ones stay."""
+    path = record.folder / "checkpoints" / BEST
+    if job.best.value is None:
+        log.warning("no validation gave a finite %s: the last weights are used", job.monitor)
+        return
+    job.load_adapter(load_checkpoint(path)["job"])
+    record.update(
+        best={"epoch": job.best.epoch, "monitor": job.monitor, "value": job.best.value}
+    )
+
+
+def keep_scores(
+    cfg: TrainConfig,
+    record: RunRecord,
+    data: Data,
+    scores: Scores,
+    prefix: str,
+    split: str,
+    file: str,
+) -> None:
+    """Writes predictions, then metrics: whoever sees metrics finds the predictions."""
+    write_predictions(record.folder / file, scores.table(data.module.part(split)))
+    record.write_metrics(scores.metrics(prefix, cfg))
+
+
+def run_folder(cfg: TrainConfig) -> Path:
+    """The run directory: the resumed one, `output_dir`, or `outputs/DATE/TIME`."""
+    if cfg.resume is not None:
+        return Path(cfg.resume).expanduser()
+    return output_folder(cfg.output_dir)
+
+
+def describe(cfg: TrainConfig, data: Data) -> dict[str, Any]:
+    """Fingerprints by which runs are compared and recognised."""
+    protocol = RougeProtocol(cfg.metrics.stemmer)
+    counts = {name: len(getattr(data.split, name)) for name in ("train", "val", "test")}
+    return {
+        "name": cfg.name,
+        "config_hash": config_hash(cfg.model_dump(by_alias=True), data.rows.fingerprint),
+        "base_fingerprint": backbone_fingerprint(cfg.model, cfg.seed),
+        "data": {
+            "origin": data.rows.origin,
+            "fingerprint": data.rows.fingerprint,
+            "rows": len(data.rows.rows),
+            "dropped": len(data.rows.dropped),
+        },
+        "split": {"fingerprint": data.split.fingerprint, **counts},
+        "rouge": {"fingerprint": protocol.fingerprint, **protocol.describe()},
+    }
+
+
+def check_resumable(cfg: TrainConfig, record: RunRecord) -> None:
+    """Refuses to go on under other settings or on other data than the run was started with.
+
+    Raises:
+        UserError: One line per setting, with both values.
+    """
+    stored = yaml.safe_load((record.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    before, now = stable_part(stored), stable_part(cfg.model_dump(by_alias=True))
+    lines = [
+        f"{key}={_show(now.get(key))}: the run in {record.folder} has {_show(before.get(key))}; "
+        f"expected no change (rerun={record.folder} starts afresh)"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if lines:
+        raise UserError(lines)
+
+
+def check_same_data(facts: Mapping[str, Any], record: RunRecord) -> None:
+    """Refuses to go on when rows, split or backbone are not those of the run.
+
+    Raises:
+        UserError: With both fingerprints.
+    """
+    known = record.record
+    pairs = {
+        "data": (known["data"]["fingerprint"], facts["data"]["fingerprint"]),
+        "data.split": (known["split"]["fingerprint"], facts["split"]["fingerprint"]),
+        "model.backbone": (known["base_fingerprint"], facts["base_fingerprint"]),
+    }
+    lines = [
+        f"{key}: fingerprint {now} now, {before} when the run was started; expected the same"
+        for key, (before, now) in pairs.items()
+        if before != now
+    ]
+    if lines:
+        raise UserError(lines)
+
+
+def count_parameters(model: torch.nn.Module, trainable: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters in all, trained, and the share of the trained ones."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in trainable.values())
+    return {"total": total, "trainable": trained, "share": trained / total}
+
+
+def training_facts(job: TrainingJob) -> dict[str, Any]:
+    """Throughput and length of the training, over all sessions."""
+    usage, seconds = job.usage, max(job.usage.seconds, 1e-9)
+    tokens = usage.source_tokens + usage.target_tokens
+    return {
+        "training": {
+            "epochs": job.cursor.epoch,
+            "steps": job.cursor.global_step,
+            "seconds": round(usage.seconds, 3),
+            "samples": usage.samples,
+            "samples_per_second": round(usage.samples / seconds, 3),
+            "tokens_per_second": round(tokens / seconds, 1),
+        }
+    }
+
+
+def memory_facts() -> dict[str, Any]:
+    """Peak memory of the process and, where there is one, of the device, in bytes."""
+    import resource
+    import sys
+
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    facts = {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        facts["peak_device_memory"] = torch.cuda.max_memory_allocated()
+    return facts
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

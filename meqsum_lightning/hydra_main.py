@@ -1,0 +1,172 @@
+"""What Hydra itself does for `meqsum`: showing configurations, completion, and multirun.
+
+Single runs compose without Hydra's job machinery (`config/compose.py`).
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from meqsum_lightning.cli import DONE, FAILED, Request
+from meqsum_lightning.config.compose import (
+    build_config,
+    compose,
+    conf_dir,
+    config_groups,
+    parse_overrides,
+)
+from meqsum_lightning.config.validate import validate
+from meqsum_lightning.errors import UserError
+
+
+def show(request: Request) -> int:
+    """Answers `--help`, `--cfg`, `--info` and `--hydra-help`."""
+    if request.help:
+        print(command_help(request))
+        return DONE
+    options = dict(zip(request.hydra[::2], request.hydra[1::2], strict=False))
+    kind = options.get("--cfg", options.get("-c"))
+    if kind == "job":
+        print(shown_config(request, options.get("--package", options.get("-p"))), end="")
+        return DONE
+    if kind is not None and kind not in ("hydra", "all"):
+        raise UserError(f"--cfg {kind}: no such part; expected job, hydra or all")
+    call_hydra(request.command, [*request.hydra, *_for_hydra(request)], lambda cfg: None)
+    return DONE
+
+
+def command_help(request: Request) -> str:
+    """Usage, groups with their choices, and all keys of a command with their defaults."""
+    groups = config_groups(request.command, request.config_dirs)
+    choices = "\n".join(
+        f"  {name}={'|'.join(options)}"
+        for name, options in groups.items()
+        if options and not name.startswith("hydra/")
+    )
+    action = " audit" if request.command == "data" else ""
+    return (
+        f"usage: meqsum {request.command}{action} [group=choice ...] [key=value ...]\n\n"
+        f"groups:\n{choices}\n\n"
+        "options:\n"
+        "  --cfg job          print the composed configuration\n"
+        "  -m, --multirun     one job per combination of comma-separated values (train)\n"
+        "  --config-dir DIR   a folder of your own config groups\n"
+        "  --allow-target P   let _target_ name classes of package P\n"
+        "  --verbose          library messages on the terminal too\n\n"
+        f"keys and defaults (comments: {conf_dir()}):\n"
+        + "".join(f"  {line}\n" for line in shown_config(request, None).splitlines())
+    )
+
+
+def shown_config(request: Request, package: str | None) -> str:
+    """The composed configuration as yaml, checked before it is shown."""
+    import yaml
+
+    overrides = request.overrides
+    if request.command == "data" and overrides[:1] == ["audit"]:
+        overrides = overrides[1:]
+    raw, mistakes = compose(request.command, overrides, request.config_dirs)
+    validate(raw, request.command, mistakes)
+    part: Any = raw
+    for name in package.split(".") if package and package != "_global_" else ():
+        if not isinstance(part, dict) or name not in part:
+            raise UserError(f"--package {package}: no such part; expected one of {', '.join(raw)}")
+        part = part[name]
+    return yaml.safe_dump(part, sort_keys=False, allow_unicode=True)
+
+
+def sweep(request: Request) -> int:
+    """`-m`: one job per combination of values, one after another.
+
+    Every job's configuration is checked before the first one starts; a job that fails does not
+    stop the others.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if request.command != "train":
+        raise UserError(f"-m: meqsum {request.command} has no sweeps; expected meqsum train -m")
+    _, mistakes = parse_overrides("train", request.overrides, request.config_dirs, sweep=True)
+    if mistakes:
+        raise UserError(mistakes)
+    words = _for_hydra(request, sweep=True)
+    parsed = OverridesParser.create().parse_overrides(words)
+    jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    lines: list[str] = []
+    for job in jobs:
+        try:
+            build_config("train", job, request.config_dirs)
+        except UserError as error:
+            lines += error.lines
+    if lines:
+        raise UserError(list(dict.fromkeys(lines)))
+    from meqsum_lightning.console import print_result
+    from meqsum_lightning.engine.train import train
+    from meqsum_lightning.logs import configure
+
+    configure(request.verbose)
+    failures: list[str] = []
+
+    def run(_: Any) -> None:
+        hydra = HydraConfig.get()
+        overrides = [*hydra.overrides.task, f'output_dir="{hydra.runtime.output_dir}"']
+        label = f"job {hydra.job.num + 1}/{len(jobs)}"
+        print(f"{label}: {' '.join(word.lstrip('+') for word in hydra.overrides.task)}")
+        try:
+            print_result(train(build_config("train", overrides, request.config_dirs)))  # type: ignore[arg-type]
+        except Exception as error:  # noqa: BLE001 (a job must not take the others along)
+            failures.append(f"{label} failed: {type(error).__name__}: {error}")
+
+    call_hydra("train", ["--multirun", *words], run, request.config_dirs)
+    for line in failures:
+        print(f"meqsum: {line}", file=sys.stderr)
+    return FAILED if failures else DONE
+
+
+def call_hydra(
+    command: str,
+    words: Sequence[str],
+    task: Callable[[Any], Any],
+    config_dirs: Sequence[str] = (),
+) -> None:
+    """Runs Hydra's own command line on the configuration of a command.
+
+    Args:
+        command: Root file in `conf/`.
+        words: Hydra's options and overrides.
+        task: Called once per job.
+        config_dirs: Further folders of config groups; Hydra takes one.
+
+    Raises:
+        UserError: Hydra refused the words.
+    """
+    import hydra
+
+    first = ["--config-dir", config_dirs[0]] if config_dirs else []
+    before = sys.argv
+    sys.argv = ["meqsum", *first, *words]
+    try:
+        with _exits_as_errors():
+            hydra.main(config_path=str(conf_dir()), config_name=command, version_base="1.3")(task)()
+    finally:
+        sys.argv = before
+
+
+@contextlib.contextmanager
+def _exits_as_errors() -> Iterator[None]:
+    try:
+        yield
+    except SystemExit as error:
+        if error.code not in (0, None):
+            raise UserError("Hydra refused the command line; see its message above") from None
+
+
+def _for_hydra(request: Request, sweep: bool = False) -> list[str]:
+    parsed, mistakes = parse_overrides(
+        request.command, request.overrides, request.config_dirs, sweep=sweep
+    )
+    if mistakes:
+        raise UserError(mistakes)
+    return [item.hydra for item in parsed]
