@@ -343,7 +343,7 @@ class _Divider:
 
         Returns:
             One list of groups per part, of exactly `sizes` rows if any choice of groups has them,
-            else of fewer.
+            else of fewer, or of the smallest group where that alone is more.
         """
         rank = self._hash_of(f"{self.seed} {purpose}")
         order = sorted(
@@ -354,7 +354,7 @@ class _Divider:
             # Large groups first: the single rows then fill what is left.
             large_first = self._greedy(sorted(order, key=len, reverse=True), sizes)
             exact = _filled(large_first) == list(sizes)
-            parts = large_first if exact else _exact(order, sizes) or parts
+            parts = large_first if exact else _exact(order, sizes) or self._none_empty(parts, order)
         return parts
 
     def left_out(self, parts: Sequence[Groups], groups: Groups | None = None) -> list[Group]:
@@ -384,6 +384,21 @@ class _Divider:
             parts.append(part)
             for group in part:
                 del free[group]
+        return parts
+
+    def _none_empty(self, parts: list[list[Group]], order: Groups) -> list[list[Group]]:
+        """Give each empty part the smallest group that nobody has, or that a part can spare."""
+        placed = {group for part in parts for group in part}
+        free = [group for group in order if group not in placed]
+        for part in parts:
+            if part:
+                continue
+            spare = [(group, free) for group in free]
+            spare += [(group, other) for other in parts if len(other) > 1 for group in other]
+            if spare:
+                group, owner = min(spare, key=lambda pair: len(pair[0]))
+                owner.remove(group)
+                part.append(group)
         return parts
 
     def _hash_of(self, salt: object) -> Any:

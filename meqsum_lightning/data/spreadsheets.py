@@ -136,24 +136,24 @@ def write_xlsx(frame: "pd.DataFrame", stream: IO[bytes], what: str) -> None:
     import openpyxl
     from openpyxl.cell import WriteOnlyCell
 
+    rows = [list(frame.columns), *frame.itertuples(index=False, name=None)]
+    plain = [[_stored(value) for value in row] for row in rows]
+    for number, row in enumerate(plain, start=1):
+        longest = max((len(cell) for cell in row if isinstance(cell, str)), default=0)
+        if longest > CELL_LIMIT:
+            raise UserError(
+                f"{what}: row {number} has a text of {longest:,} characters; expected at most "
+                f"{CELL_LIMIT:,} in an xlsx cell, or a csv or jsonl file"
+            )
     book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
-    rows = [list(frame.columns), *frame.itertuples(index=False, name=None)]
-    for number, row in enumerate(rows, start=1):
+    for row in plain:
         cells = []
         for value in row:
-            plain = plain_cell(value)
-            if isinstance(plain, str):
-                plain = _escaped(plain)
-                if len(plain) > CELL_LIMIT:
-                    raise UserError(
-                        f"{what}: row {number} has a text of {len(plain):,} characters; expected "
-                        f"at most {CELL_LIMIT:,} in an xlsx cell, or a csv or jsonl file"
-                    )
             cell = WriteOnlyCell(sheet, value=None)
-            if plain != "":
-                cell.value = plain
-                if isinstance(plain, str):
+            if value != "":
+                cell.value = value
+                if isinstance(value, str):
                     cell.data_type = "s"  # or a text that starts with `=` would be a formula
             cells.append(cell)
         sheet.append(cells)
@@ -207,7 +207,10 @@ def _xlsx_cell(cell: Any, formulas: bool) -> str:
     return decode_escapes(text) if isinstance(cell.value, str) else text
 
 
-def _escaped(text: str) -> str:
-    """A text as xlsx stores it: control characters and look-alikes of escapes as `_xHHHH_`."""
+def _stored(value: Any) -> Any:
+    """A cell as xlsx stores it: control characters and look-alikes of escapes as `_xHHHH_`."""
+    text = plain_cell(value)
+    if not isinstance(text, str):
+        return text
     text = re.sub(r"_(?=x[0-9A-Fa-f]{4}_)", "_x005F_", text)
     return re.sub("[\x00-\x08\x0b-\x1f\ufffe\uffff]", lambda match: f"_x{ord(match[0]):04X}_", text)

@@ -10,9 +10,7 @@ import json
 import math
 import os
 import sys
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,6 +27,7 @@ from meqsum_lightning.data.spreadsheets import (
     write_xlsx,
 )
 from meqsum_lightning.errors import UserError
+from meqsum_lightning.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +115,7 @@ def write_table(frame: "pd.DataFrame", path: str | os.PathLike[str], key: str = 
     if file.is_dir():
         raise UserError(f"{key}={path}: is a folder; expected a file name")
     try:
-        with replacing(file) as stream:
+        with atomic_path(file) as temporary, temporary.open("wb") as stream:
             _write(frame, stream, kind, f"{key}={path}")
     except OSError as error:
         raise UserError(f"{key}={path}: can't be written ({error.strerror or error})") from error
@@ -180,26 +179,6 @@ def find_column(
     )
     shown = "null" if wanted is None else wanted
     raise UserError(f"{key}={shown}: {reason} in {origin}; expected one of {quoted(columns)}{hint}")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A stream to a new file beside `path`, which takes its place only when all went well.
-
-    Args:
-        path: File to write; its folder is made.
-
-    Yields:
-        A binary stream.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as stream:
-            yield stream
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # -- reading ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from meqsum_lightning.config.schema import DataConfig
 from meqsum_lightning.data.rows import Row
-from meqsum_lightning.data.tables import replacing
+from meqsum_lightning.files import atomic_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,7 +182,7 @@ def _save(tokens: TokenizedRows, file: Path, key: str) -> None:
     counts = np.array([tokens.truncated_sources, tokens.truncated_targets], dtype=np.int64)
     arrays = {**_flat("source", tokens.source), **_flat("target", tokens.target), "cut": counts}
     try:
-        with replacing(file) as stream:
+        with atomic_path(file) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, key=np.array(key), **arrays)
     except OSError:
         pass  # a cache is a convenience: the tokens are there
