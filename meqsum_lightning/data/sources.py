@@ -44,11 +44,12 @@ _LOCAL_WAYS = (
 )
 
 
-def load_rows(data: DataConfig) -> RowSet:
+def load_rows(data: DataConfig, key: str = "data.path") -> RowSet:
     """Read the rows that `data` asks for.
 
     Args:
         data: Validated configuration; `source`, paths, Hub id, columns, sheet and `clean` count.
+        key: Config key that names `data.path` in messages.
 
     Returns:
         Usable rows in the order of the source. A row without question or summary is dropped and
@@ -59,7 +60,7 @@ def load_rows(data: DataConfig) -> RowSet:
         UserError: A file, column, sheet or the Hub can't be read as asked, an id stands twice, or
             no row can be used.
     """
-    parts, origin = _parts(data)
+    parts, origin = _parts(data, key)
     drafts: list[_Draft] = []
     dropped: list[Dropped] = []
     for part in parts:
@@ -128,7 +129,7 @@ class _Draft:
         return bool(self.row.question and self.row.summary)
 
 
-def _parts(data: DataConfig) -> tuple[list[_Part], str]:
+def _parts(data: DataConfig, key: str) -> tuple[list[_Part], str]:
     if data.source == "demo":
         asset = resources.files("meqsum_lightning") / "assets" / "demo" / "questions.csv"
         with resources.as_file(asset) as file:
@@ -143,7 +144,7 @@ def _parts(data: DataConfig) -> tuple[list[_Part], str]:
         return parts, ", ".join(part.label for part in parts)
     if data.path is not None:
         name = Path(data.path).name
-        return [_Part(read_table(data.path, data.sheet), name, path=data.path)], name
+        return [_Part(read_table(data.path, data.sheet, key), name, path=data.path)], name
     if data.source == "meqsum" and data.hub_id is not None:
         return _hub_parts(data.hub_id, data.hub_revision)
     raise UserError("data.path=null: nothing to read; expected a file, or data.train_path, "

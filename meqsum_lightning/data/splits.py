@@ -44,21 +44,24 @@ class Split:
         train: Ids; for `data.split=given` in the order of the source, else sorted.
         val: The same for validation.
         test: The same for test.
-        fingerprint: sha256 (hex) of the ids by split, whatever their order.
+        fingerprint: sha256 (hex) of the ids by split, whatever their order; made when left out.
     """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
-    fingerprint: str
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            content = json.dumps([sorted(self.train), sorted(self.val), sorted(self.test)])
+            digest = hashlib.sha256(content.encode()).hexdigest()
+            object.__setattr__(self, "fingerprint", digest)
 
     @classmethod
     def of(cls, train: Sequence[str], val: Sequence[str], test: Sequence[str]) -> "Split":
         """Make a split from ids, in their order."""
-        content = json.dumps([sorted(train), sorted(val), sorted(test)])
-        return cls(
-            tuple(train), tuple(val), tuple(test), hashlib.sha256(content.encode()).hexdigest()
-        )
+        return cls(tuple(train), tuple(val), tuple(test))
 
     def ids(self, split: str) -> tuple[str, ...]:
         """Ids of `train`, `val` or `test`."""

@@ -32,8 +32,7 @@ from meqsum_lightning.files import atomic_path
 if TYPE_CHECKING:
     import pandas as pd
 
-READABLE = ("csv", "tsv", "json", "jsonl", "parquet", "xlsx")
-WRITABLE = ("csv", "tsv", "json", "jsonl", "parquet", "xlsx")
+KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "xlsx")
 
 
 def read_table(
@@ -66,10 +65,10 @@ def read_table(
         return _frame(["question"], records, key, "-")
     file = Path(path).expanduser()
     if not file.exists():
-        raise UserError(f"{key}={path}: no such file; expected a {_listed(READABLE)} file")
+        raise UserError(f"{key}={path}: no such file; expected a {_listed(KINDS)} file")
     if file.is_dir():
-        raise UserError(f"{key}={path}: is a folder; expected a {_listed(READABLE)} file")
-    kind = _kind(file, key, READABLE)
+        raise UserError(f"{key}={path}: is a folder; expected a {_listed(KINDS)} file")
+    kind = table_kind(file, key)
     if sheet is not None and kind != "xlsx":
         raise UserError(f"data.sheet={sheet}: {file.name} has no sheets; expected an xlsx file")
     try:
@@ -111,7 +110,7 @@ def write_table(frame: "pd.DataFrame", path: str | os.PathLike[str], key: str = 
         sys.stdout.flush()
         return
     file = Path(path).expanduser()
-    kind = _kind(file, key, WRITABLE)
+    kind = table_kind(file, key)
     if file.is_dir():
         raise UserError(f"{key}={path}: is a folder; expected a file name")
     try:
@@ -119,6 +118,26 @@ def write_table(frame: "pd.DataFrame", path: str | os.PathLike[str], key: str = 
             _write(frame, stream, kind, f"{key}={path}")
     except OSError as error:
         raise UserError(f"{key}={path}: can't be written ({error.strerror or error})") from error
+
+
+def table_kind(path: str | os.PathLike[str], key: str = "output") -> str:
+    """Tell the kind of a table from its file name, without looking at the file.
+
+    Args:
+        path: A file name.
+        key: Config key that names the file in error messages.
+
+    Returns:
+        One of `KINDS`.
+
+    Raises:
+        UserError: The ending is none of them.
+    """
+    kind = Path(path).suffix.lower().lstrip(".")
+    if kind not in KINDS:
+        what = f"`.{kind}` is no kind that is known" if kind else "the name has no ending"
+        raise UserError(f"{key}={path}: {what}; expected {_listed(KINDS)}")
+    return kind
 
 
 def write_lines(lines: Iterable[str], stream: IO[str] | None = None) -> None:
@@ -182,14 +201,6 @@ def find_column(
 
 
 # -- reading ------------------------------------------------------------------------------------
-
-
-def _kind(file: Path, key: str, kinds: Sequence[str]) -> str:
-    kind = file.suffix.lower().lstrip(".")
-    if kind not in kinds:
-        what = f"`.{kind}` is no kind that is known" if kind else "the name has no ending"
-        raise UserError(f"{key}={file}: {what}; expected {_listed(kinds)}")
-    return kind
 
 
 def _decode(raw: bytes, key: str, path: str) -> str:

@@ -187,6 +187,8 @@ def test_columns_that_make_no_pair(tmp_path: Path):
 def test_no_path():
     with pytest.raises(UserError, match=r"data.path=null"):
         load_rows(make_config())
+    with pytest.raises(UserError, match=r"^input=no\.csv: no such file"):
+        load_rows(make_config(path="no.csv"), key="input")
 
 
 def test_demo():
@@ -314,11 +316,11 @@ def test_questions_from_standard_input(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_one_row_in_every_kind(tmp_path: Path):
-    from meqsum_lightning.data.tables import WRITABLE, read_table, write_table
+    from meqsum_lightning.data.tables import KINDS, read_table, write_table
 
     source = csv_file(tmp_path / "t.csv", "question,summary", "a,A?")
     found = set()
-    for kind in WRITABLE:
+    for kind in KINDS:
         write_table(read_table(source), tmp_path / f"k.{kind}")
         found.add(load_rows(make_config(path=str(tmp_path / f"k.{kind}"))).fingerprint)
     assert len(found) == 1

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from meqsum_lightning.data.spreadsheets import cell_text
 from meqsum_lightning.data.tables import (
-    WRITABLE,
+    KINDS,
     find_column,
     read_table,
     write_lines,
@@ -45,7 +45,7 @@ def text(path: Path, content: str | bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", WRITABLE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_round_trip_keeps_the_text(tmp_path: Path, kind: str):
     frame = pd.DataFrame(CELLS, columns=["question", " CHQ ", "x=y"], dtype=object)
     file = tmp_path / "new" / f"table.{kind}"
@@ -85,7 +85,7 @@ def test_control_characters_and_look_alikes_survive_in_xlsx_for_spreadsheet_prog
 
 def test_numbers_stay_numbers_and_nothing_is_nothing(tmp_path: Path):
     frame = pd.DataFrame({"id": ["a", "b"], "rouge1": [0.5, np.nan], "n": [1, 2]})
-    for kind in WRITABLE:
+    for kind in KINDS:
         write_table(frame, tmp_path / f"t.{kind}")
         back = read_table(tmp_path / f"t.{kind}")
         assert back["rouge1"].tolist() == ["0.5", ""]
