@@ -1,0 +1,1 @@
+"""Everything that made the embedded model and the demo questions; not part of the wheel."""
