@@ -79,7 +79,7 @@ def overview() -> str:
     """What `meqsum --help` prints."""
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    return f"""meqsum-lightning {__version__}: LoRA ablations for consumer health question summarization
+    return f"""meqsum-lightning {__version__}: LoRA ablations for health question summarization
 
 usage: meqsum COMMAND [key=value ...]
 

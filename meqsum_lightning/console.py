@@ -57,7 +57,7 @@ def print_evaluation(evaluation: "Evaluation", console: Console | None = None) -
 
 
 def score_table(metrics: dict[str, float]) -> Table:
-    """Test scores of adapter and backbone with their intervals; validation scores without a test."""
+    """Test scores of run and backbone with their intervals; validation scores without a test."""
     prefix = "test" if "test/rouge1" in metrics else "val"
     title = {"test": "test questions", "val": "validation questions, best epoch"}[prefix]
     table = Table(title=title, title_justify="left")
@@ -102,7 +102,7 @@ def with_interval(metrics: dict[str, float], key: str) -> str:
 
 
 def examples(folder: Path) -> list[dict[str, str]]:
-    """A few test rows with all summaries, spread over the scores: a good, a middling, a poor one."""
+    """A few test rows with all summaries: a good, a middling and a poor one."""
     rows = _read(folder / "predictions.csv")
     base = {row["id"]: row["prediction"] for row in _read(folder / "predictions_base.csv")}
     if not rows:

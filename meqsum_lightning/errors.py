@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """A run that started and could not finish (for example a loss that is not finite); exit status 1."""
+    """A run that started and could not finish (a loss that is not finite, say); exit status 1."""
 
 
 class RunInterrupted(Exception):

@@ -15,6 +15,7 @@ from meqsum_lightning.config.compose import (
     conf_dir,
     config_groups,
     parse_overrides,
+    search_path,
 )
 from meqsum_lightning.config.validate import validate
 from meqsum_lightning.errors import UserError
@@ -32,7 +33,9 @@ def show(request: Request) -> int:
         return DONE
     if kind is not None and kind not in ("hydra", "all"):
         raise UserError(f"--cfg {kind}: no such part; expected job, hydra or all")
-    call_hydra(request.command, [*request.hydra, *_for_hydra(request)], lambda cfg: None)
+    call_hydra(
+        request.command, [*request.hydra, *_for_hydra(request)], _nothing, request.config_dirs
+    )
     return DONE
 
 
@@ -137,21 +140,24 @@ def call_hydra(
         command: Root file in `conf/`.
         words: Hydra's options and overrides.
         task: Called once per job.
-        config_dirs: Further folders of config groups; Hydra takes one.
+        config_dirs: Further folders of config groups.
 
     Raises:
         UserError: Hydra refused the words.
     """
     import hydra
 
-    first = ["--config-dir", config_dirs[0]] if config_dirs else []
     before = sys.argv
-    sys.argv = ["meqsum", *first, *words]
+    sys.argv = ["meqsum", *words, *search_path(config_dirs)]
     try:
         with _exits_as_errors():
             hydra.main(config_path=str(conf_dir()), config_name=command, version_base="1.3")(task)()
     finally:
         sys.argv = before
+
+
+def _nothing(_: Any) -> None:
+    """A task for the calls that only show something."""
 
 
 @contextlib.contextmanager

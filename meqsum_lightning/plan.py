@@ -17,7 +17,7 @@ from meqsum_lightning.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
-from meqsum_lightning.models.backbones import check_lengths, check_precision, load_config
+from meqsum_lightning.models.backbones import check_lengths, load_config
 from meqsum_lightning.models.shapes import PUBLISHED, meta_model
 from meqsum_lightning.models.targets import (
     LinearLayer,
@@ -154,7 +154,6 @@ def make_plan(cfg: TrainConfig) -> Plan:
     """
     config = _shape(cfg.model)
     check_lengths(config, cfg.data)
-    check_precision(config, cfg.trainer.precision)
     adapter = cfg.adapter
     modules = select_modules(config, adapter)
     backbone = {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}

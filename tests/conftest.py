@@ -14,10 +14,20 @@ import pytest
 from meqsum_lightning.config.compose import build_config
 from meqsum_lightning.config.schema import TrainConfig
 
-WORDS = "asthma migraine eczema gout anemia psoriasis vertigo insomnia hepatitis lupus".split()
+WORDS = [
+    "asthma",
+    "migraine",
+    "eczema",
+    "gout",
+    "anemia",
+    "psoriasis",
+    "vertigo",
+    "insomnia",
+    "hepatitis",
+    "lupus",
+]
 REAL_MEQSUM = (
-    Path(__file__).parents[2]
-    / "shared/data/meqsum/MeQSum_ACL2019_BenAbacha_Demner-Fushman.xlsx"
+    Path(__file__).parents[2] / "shared/data/meqsum/MeQSum_ACL2019_BenAbacha_Demner-Fushman.xlsx"
 )
 
 
@@ -40,8 +50,8 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A local folder with a random T5 v1.1 of two blocks and the embedded tokenizer."""
-    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
     import torch
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
     from meqsum_lightning.models.shapes import embedded_folder
 
@@ -83,13 +93,13 @@ def questions_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small(
-    tiny_backbone: Path, questions_file: Path, tmp_path: Path
-) -> Callable[..., TrainConfig]:
+def small(tiny_backbone: Path, questions_file: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     """Makes configurations of trainings that take a second."""
 
     def make(*overrides: str) -> TrainConfig:
-        return build_config("train", [*small_overrides(tiny_backbone, questions_file, tmp_path / "run"), *overrides])  # type: ignore[return-value]
+        return build_config(
+            "train", [*small_overrides(tiny_backbone, questions_file, tmp_path / "run"), *overrides]
+        )  # type: ignore[return-value]
 
     return make
 

@@ -1,4 +1,4 @@
-"""Checks that join several keys. Each runs only when the keys that it reads are valid by themselves,
+"""Checks that join several keys. Each runs only when the keys that it reads are valid themselves,
 so that all mistakes of a configuration can be told together.
 """
 
@@ -24,7 +24,11 @@ def adapter_keys_fit_method(get: Get) -> Iterator[str]:
                 f"adapter.{key}={_show(value)}: adapter={method} has no such setting; "
                 f"expected adapter={'|'.join(LOW_RANK)}, or no adapter.{key}"
             )
-        if method in LOW_RANK and value is None and key in ("r", "dropout", "target_modules", "scope"):
+        if (
+            method in LOW_RANK
+            and value is None
+            and key in ("r", "dropout", "target_modules", "scope")
+        ):
             yield f"adapter.{key}=null: adapter={method} needs it; expected a value"
 
 
@@ -58,7 +62,7 @@ def data_paths_fit(get: Get) -> Iterator[str]:
             f"data.path={path}: cannot be joined with data.{named[0]}={trio[named[0]]}; "
             "expected one file to be split, or three files"
         )
-    if named and len(named) < 3:
+    elif named and len(named) < 3:
         missing = ", ".join(f"data.{key}" for key in trio if key not in named)
         yield f"data.{named[0]}={trio[named[0]]}: {missing} missing; expected all three files"
     if source == "demo" and (path is not None or named):
@@ -76,7 +80,7 @@ def split_is_known(get: Get) -> Iterator[str]:
         return
     if get("data.train_path") is not None and split != "given":
         yield (
-            f"data.split={_show(split)}: data.train_path, val_path and test_path are a split already; "
+            f"data.split={_show(split)}: the three files are a split already; "
             "expected data.split=given"
         )
         return
@@ -89,7 +93,7 @@ def split_is_known(get: Get) -> Iterator[str]:
         return
     shown = f"data.split={_show(split)}"
     if len(split) != 3 or any(part <= 0 for part in split):
-        yield f"{shown}: not three positive parts; expected train, val and test such as [0.8,0.1,0.1]"
+        yield f"{shown}: not three positive parts; expected train, val and test as [0.8,0.1,0.1]"
     elif all(part < 1 for part in split):
         if abs(sum(split) - 1) > 1e-6:
             yield f"{shown}: fractions sum to {sum(split):g}; expected 1"
@@ -118,7 +122,7 @@ def precision_is_safe(get: Get) -> Iterator[str]:
 def random_weights_have_a_shape(get: Get) -> Iterator[str]:
     """`weights=random` needs to know what to build."""
     if get("model.weights") == "random" and get("model.shape") is None:
-        yield "model.shape=null: model.weights=random needs a shape; expected for example flan_t5_small"
+        yield "model.shape=null: model.weights=random needs one; expected for example flan_t5_small"
 
 
 def paths_do_not_collide(get: Get) -> Iterator[str]:
@@ -146,7 +150,10 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Get], Iterator[str]]], ...] = (
         adapter_keys_fit_method,
     ),
     (("adapter.target_modules", "adapter.scope", "adapter.layers"), target_modules_are_named),
-    (("data.source", "data.path", "data.train_path", "data.val_path", "data.test_path"), data_paths_fit),
+    (
+        ("data.source", "data.path", "data.train_path", "data.val_path", "data.test_path"),
+        data_paths_fit,
+    ),
     (("data.split", "data.train_path"), split_is_known),
     (("data.fold", "data.folds"), fold_exists),
     (("trainer.precision",), precision_is_safe),

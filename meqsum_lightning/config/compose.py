@@ -26,7 +26,7 @@ RUN_SECTIONS = ("seed", "data", "model", "adapter", "generation", "metrics")
 
 
 def conf_dir() -> Path:
-    """The folder of configuration files: inside an installed package, or beside it in a checkout."""
+    """The folder of configuration files: inside an installed package, or beside a checkout's."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -40,7 +40,7 @@ def build_config(
     Args:
         command: `train`, `plan`, `evaluate`, `predict` or `data`.
         overrides: As on the command line (`adapter.r=8`, `data=meqsum`).
-        config_dirs: Further folders in which config groups are searched first.
+        config_dirs: Further folders of config groups.
 
     Returns:
         The typed configuration.
@@ -71,7 +71,9 @@ def compose(
         stored = stored_config(start.key, start.text_value)
         if stored is not None:
             _take_stored(fresh, stored, command, parsed)
-    return _plain(fresh), mistakes
+    raw = _plain(fresh)
+    _drop_unused_adapter_keys(raw, {item.key for item in parsed})
+    return raw, mistakes
 
 
 @dataclass(frozen=True)
@@ -135,15 +137,13 @@ def parse_overrides(
             wrong = _wrong_choices(key, item, groups[key])
             mistakes.extend(wrong)
             if not wrong:
-                parsed.append(
-                    ParsedOverride(key, True, f"{key}={text_value}", text_value, value)
-                )
+                parsed.append(ParsedOverride(key, True, f"{key}={text_value}", text_value, value))
             continue
         if not key.startswith("hydra."):
             # Forced, so that Hydra lets unknown keys through to the validator, which knows better.
             text = f"++{key}={text_value}"
-        plain = str(value) if isinstance(value, str) else text_value
-        parsed.append(ParsedOverride(key, False, text, plain, value))
+        shown = value if isinstance(value, str) else text_value
+        parsed.append(ParsedOverride(key, False, text, shown, value))
     return parsed, mistakes
 
 
@@ -151,7 +151,7 @@ def config_groups(command: str, config_dirs: Sequence[str] = ()) -> dict[str, li
     """The config groups of a command and the choices of each."""
     groups: dict[str, list[str]] = {"hydra/launcher": [], "hydra/sweeper": []}
     defaults = _default_groups(command)
-    for root in (*map(Path, config_dirs), conf_dir()):
+    for root in (conf_dir(), *map(Path, config_dirs)):
         for name in defaults:
             found = sorted(path.stem for path in (root / name).glob("*.yaml"))
             options = groups.setdefault(name, [])
@@ -202,7 +202,7 @@ def _default_groups(command: str) -> list[str]:
     return groups
 
 
-def _wrong_choices(key: str, item: Any, options: list[str]) -> Iterator[str] | list[str]:
+def _wrong_choices(key: str, item: Any, options: list[str]) -> list[str]:
     if not options:
         return []
     values = (
@@ -227,30 +227,42 @@ def _compose(command: str, parsed: Sequence[ParsedOverride], config_dirs: Sequen
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
 
-    with initialized(config_dirs):
+    words = [*search_path(config_dirs), *(item.hydra for item in parsed)]
+    with initialized():
         try:
-            return hydra_compose(command, [item.hydra for item in parsed])
+            return hydra_compose(command, words)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{_guilty(parsed, str(error))}{str(error).splitlines()[0]}") from None
 
 
+def search_path(config_dirs: Sequence[str]) -> list[str]:
+    """The override that adds folders to Hydra's search path, after our own.
+
+    Raises:
+        UserError: A folder does not exist.
+    """
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise UserError(
+                f"--config-dir={folder}: no such folder; expected a folder of config groups"
+            )
+    if not config_dirs:
+        return []
+    places = ",".join(f'"file://{Path(folder).resolve()}"' for folder in config_dirs)
+    return [f"hydra.searchpath=[{places}]"]
+
+
 @contextmanager
-def initialized(config_dirs: Sequence[str] = ()) -> Iterator[None]:
-    """Hydra's search path for the duration: the given folders, then ours; restored afterwards."""
+def initialized() -> Iterator[None]:
+    """Hydra on our folder for the duration; its global state is restored afterwards."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
 
-    for folder in config_dirs:
-        if not Path(folder).is_dir():
-            raise UserError(f"--config-dir={folder}: no such folder; expected a folder of config groups")
     before = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            search_path = GlobalHydra.instance().config_loader().get_search_path()
-            for folder in reversed(config_dirs):
-                search_path.prepend("command-line", f"file://{Path(folder).resolve()}")
             yield
     finally:
         Singleton.set_state(before)
@@ -289,6 +301,18 @@ def _take_stored(
     for item in parsed:
         if not item.is_group and not item.key.startswith("hydra."):
             OmegaConf.update(fresh, item.key, item.value, merge=True, force_add=True)
+
+
+def _drop_unused_adapter_keys(raw: dict[str, Any], given: set[str]) -> None:
+    """Lets `experiment=demo adapter=full` work: the rank is the experiment's, nobody asked for it.
+
+    A key that was typed stays, and is refused by the checks.
+    """
+    adapter = raw.get("adapter")
+    if isinstance(adapter, dict) and adapter.get("method") in ("full", "none"):
+        for key in adapter:
+            if key != "method" and f"adapter.{key}" not in given:
+                adapter[key] = None
 
 
 def _plain(composed: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Section(BaseModel):
 
 
 class Component(BaseModel):
-    """An object built from `_target_` and keyword arguments (a callback, a logger, an optimizer)."""
+    """An object built from `_target_` and arguments (a callback, a logger, an optimizer)."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -61,12 +61,18 @@ class DataConfig(Section):
     near_duplicate_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         description="Jaccard similarity of question word n-grams from which rows stay together"
     )
-    max_source_length: Annotated[int, Field(ge=8, le=16384)] = Field(description="tokens, with prompt and end token")
-    max_target_length: Annotated[int, Field(ge=4, le=4096)] = Field(description="tokens, with end token")
+    max_source_length: Annotated[int, Field(ge=8, le=16384)] = Field(
+        description="tokens, with prompt and end token"
+    )
+    max_target_length: Annotated[int, Field(ge=4, le=4096)] = Field(
+        description="tokens, with end token"
+    )
     global_batch_size: Count = Field(description="rows per optimizer step, over all processes")
     micro_batch_size: Count = Field(description="rows per forward pass of one process")
     eval_batch_size: Count = Field(description="rows per batch in validation, test and prediction")
-    workers: Annotated[int, Field(ge=0, le=128)] = Field(description="data loader processes; 0: none")
+    workers: Annotated[int, Field(ge=0, le=128)] = Field(
+        description="data loader processes; 0: none"
+    )
     cache: bool = Field(description="keep tokenized rows on disk, keyed by fingerprint")
 
 
@@ -206,7 +212,9 @@ class PredictConfig(SharedConfig):
 
     run: str | None = Field(description="run directory or PEFT folder")
     input: str | None = Field(description="file of questions, or `-`")
-    output: str | None = Field(description="file to write (csv, json, jsonl, parquet, xlsx), or `-`")
+    output: str | None = Field(
+        description="file to write (csv, json, jsonl, parquet, xlsx), or `-`"
+    )
 
 
 class DataCommandConfig(Section):

@@ -237,4 +237,6 @@ def _get(raw: Mapping[str, Any], key: str) -> Any:
 
 
 def _touches(key: str, wrong: set[str]) -> bool:
-    return any(key == bad or key.startswith(bad + ".") or bad.startswith(key + ".") for bad in wrong)
+    return any(
+        key == bad or key.startswith(bad + ".") or bad.startswith(key + ".") for bad in wrong
+    )

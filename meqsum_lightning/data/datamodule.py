@@ -51,8 +51,8 @@ class Part:
 class MeQSumDataModule(LightningDataModule):
     """Serves the splits of a set of questions as padded batches.
 
-    A training item is a whole optimizer step: `{"micro_batches": [batch, ...], "target_tokens": int,
-    "rows": int}`. A batch holds `input_ids` and `attention_mask` (batch, source), `labels`
+    A training item is a whole optimizer step:
+    `{"micro_batches": [batch, ...], "target_tokens": int, "rows": int}`. A batch holds `input_ids` and `attention_mask` (batch, source), `labels`
     (batch, target; padded with -100), `row_indices` (batch) and, outside training, `references`.
 
     Args:
@@ -169,7 +169,7 @@ class MeQSumDataModule(LightningDataModule):
 
     @property
     def _pad_token(self) -> int:
-        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        return int(self.tokenizer.pad_token_id)
 
     @property
     def _rank(self) -> int:

@@ -67,7 +67,7 @@ class JobCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Best or not, saved, and whether to go on."""
-        if not trainer.state.fn == "fit":
+        if trainer.state.fn != "fit":
             return
         metrics = {
             name: float(value)
@@ -117,5 +117,3 @@ def place_counters(trainer: Trainer, job: TrainingJob) -> None:
     steps = loop.epoch_loop.manual_optimization.optim_step_progress.total
     steps.ready = steps.completed = cursor.global_step
     loop.epoch_loop._batches_that_stepped = cursor.global_step
-
-

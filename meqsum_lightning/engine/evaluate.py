@@ -15,9 +15,10 @@ from meqsum_lightning.engine.parts import check_device, load_data, prepare_proce
 from meqsum_lightning.engine.scoring import score
 from meqsum_lightning.engine.source import load_source
 from meqsum_lightning.errors import UserError
-from meqsum_lightning.metrics.rouge import RougeProtocol
-from meqsum_lightning.models.module import Seq2SeqModule
 from meqsum_lightning.files import write_json, write_text
+from meqsum_lightning.metrics.rouge import RougeProtocol
+from meqsum_lightning.models.backbones import load_tokenizer
+from meqsum_lightning.models.module import Seq2SeqModule
 from meqsum_lightning.runs.record import check_free, output_folder, versions, write_predictions
 
 
@@ -83,7 +84,9 @@ def evaluation_name(cfg: EvaluateConfig) -> str:
     """A folder name from what is evaluated: no `/` and no `=` in it."""
     if cfg.name is not None:
         if not re.fullmatch(r"[\w.+-]{1,200}", cfg.name):
-            raise UserError(f"name={cfg.name}: not a folder name; expected letters, digits, . + - _")
+            raise UserError(
+                f"name={cfg.name}: not a folder name; expected letters, digits, . + - _"
+            )
         return cfg.name
     name = re.sub(r"[^\w.+-]+", "_", Path(cfg.input).stem) if cfg.input else cfg.split
     return f"{name}-base" if cfg.adapter.method == "none" and cfg.run else name
@@ -101,15 +104,13 @@ def _rows(cfg: EvaluateConfig) -> tuple[str, MeQSumDataModule, str]:
             "train_path": None,
             "val_path": None,
             "test_path": None,
-            "split": "given",
+            "split": None,
         }
     )
-    rows = load_rows(file)
+    rows = load_rows(file, key="input")
     ids = tuple(row.id for row in rows.rows)
-    from meqsum_lightning.models.backbones import load_tokenizer
-
     module = MeQSumDataModule(
-        rows, Split((), (), ids), load_tokenizer(cfg.model), file, cfg.seed, cfg.trainer
+        rows, Split.of((), (), ids), load_tokenizer(cfg.model), file, cfg.seed, cfg.trainer
     )
     return re.sub(r"[^\w.+-]+", "_", Path(cfg.input).stem), module, "test"
 

@@ -62,7 +62,9 @@ def check_device(trainer: TrainerConfig) -> None:
                 f"trainer.devices={trainer.devices}: {found} found; expected at most {found}"
             )
     if trainer.precision == "bf16-mixed" and uses_cuda(trainer) and not bf16_is_fast():
-        log.warning("trainer.precision=bf16-mixed: this GPU has no bf16 units; 32-true may be faster")
+        log.warning(
+            "trainer.precision=bf16-mixed: this GPU has no bf16 units; 32-true may be faster"
+        )
 
 
 def uses_cuda(trainer: TrainerConfig) -> bool:
@@ -102,7 +104,12 @@ def load_data(cfg: SharedConfig) -> Data:
     module = MeQSumDataModule(rows, split, tokenizer, cfg.data, cfg.seed, cfg.trainer)
     if rows.dropped:
         first = "; ".join(f"{entry.where}: {entry.reason}" for entry in rows.dropped[:3])
-        log.warning("%d rows left out (%s%s)", len(rows.dropped), first, "; …" if len(rows.dropped) > 3 else "")
+        log.warning(
+            "%d rows left out (%s%s)",
+            len(rows.dropped),
+            first,
+            "; …" if len(rows.dropped) > 3 else "",
+        )
     return Data(rows, split, tokenizer, module)
 
 

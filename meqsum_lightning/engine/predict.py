@@ -34,7 +34,9 @@ def predict(cfg: PredictConfig) -> Path | None:
         UserError: Input or output can't be used; nothing has been written.
     """
     if cfg.input is None:
-        raise UserError("input=null: missing; expected a file of questions, or - for standard input")
+        raise UserError(
+            "input=null: missing; expected a file of questions, or - for standard input"
+        )
     if cfg.output is None:
         raise UserError("output=null: missing; expected a file to write, or - for standard output")
     check_output(cfg.output)
@@ -64,7 +66,7 @@ def summarize_rows(cfg: PredictConfig, rows: RowSet) -> list[str]:
         return [""] * len(rows.rows)
     source = load_source(cfg)
     ids = tuple(row.id for row in asked)
-    data = MeQSumDataModule(rows, Split((), (), ids), source.tokenizer, cfg.data, cfg.seed)
+    data = MeQSumDataModule(rows, Split.of((), (), ids), source.tokenizer, cfg.data, cfg.seed)
     module = Seq2SeqModule(
         source.model, source.tokenizer, cfg.generation, RougeProtocol(cfg.metrics.stemmer)
     )

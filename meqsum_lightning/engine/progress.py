@@ -97,7 +97,9 @@ class PlainProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Says where a long validation stands."""
-        self._stage(trainer, "validation", kwargs.get("batch_idx", args[2]), trainer.num_val_batches)
+        self._stage(
+            trainer, "validation", kwargs.get("batch_idx", args[2]), trainer.num_val_batches
+        )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock of a scoring stage."""

@@ -1,4 +1,4 @@
-"""Scores a module on a split: predictions and ROUGE by row, means with intervals, the cached base."""
+"""Scores a module on a split: predictions and ROUGE by row, means with intervals, cached base."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from meqsum_lightning.config.schema import SharedConfig
 from meqsum_lightning.data.datamodule import MeQSumDataModule, Part
 from meqsum_lightning.data.tokens import default_cache_dir
 from meqsum_lightning.engine.parts import build_trainer, precision
+from meqsum_lightning.files import read_json, write_json
 from meqsum_lightning.metrics.intervals import score_summary
 from meqsum_lightning.metrics.rouge import ROUGE_KEYS, RougeProtocol, score_pair
 from meqsum_lightning.models.adapters import adapter_disabled
 from meqsum_lightning.models.module import Seq2SeqModule
-from meqsum_lightning.files import read_json, write_json
 
 log = logging.getLogger("meqsum_lightning")
 
@@ -122,9 +122,7 @@ def score_base(
     return scores
 
 
-def base_key(
-    cfg: SharedConfig, part: Part, fingerprint: str, protocol: RougeProtocol
-) -> str:
+def base_key(cfg: SharedConfig, part: Part, fingerprint: str, protocol: RougeProtocol) -> str:
     """Hash of everything that decides the backbone's scores on these rows."""
     content: dict[str, Any] = {
         "backbone": fingerprint,

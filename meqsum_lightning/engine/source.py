@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from meqsum_lightning.config.schema import ModelConfig, SharedConfig
 from meqsum_lightning.errors import UserError
+from meqsum_lightning.files import read_json
 from meqsum_lightning.models.adapters import load_peft_folder, peft_base, read_peft_config
 from meqsum_lightning.models.backbones import backbone_fingerprint, load_backbone, load_tokenizer
-from meqsum_lightning.files import read_json
 
 
 @dataclass(frozen=True)

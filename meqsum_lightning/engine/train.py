@@ -23,6 +23,7 @@ from meqsum_lightning.engine.parts import (
 )
 from meqsum_lightning.engine.scoring import Scores, collect, score, score_base
 from meqsum_lightning.errors import UserError
+from meqsum_lightning.files import write_json
 from meqsum_lightning.metrics.rouge import RougeProtocol
 from meqsum_lightning.models.adapters import apply_adapter, save_adapter, trainable_parameters
 from meqsum_lightning.models.backbones import (
@@ -34,7 +35,6 @@ from meqsum_lightning.models.dropout import replace_adapter_dropout
 from meqsum_lightning.models.job import TrainingJob
 from meqsum_lightning.models.module import Seq2SeqModule
 from meqsum_lightning.runs.checkpoints import BEST, latest_checkpoint, load_checkpoint, prune
-from meqsum_lightning.files import write_json
 from meqsum_lightning.runs.hashing import config_hash, stable_part
 from meqsum_lightning.runs.record import (
     CONFIG_FILE,
@@ -200,9 +200,7 @@ def use_best(record: RunRecord, job: TrainingJob) -> None:
         log.warning("no validation gave a finite %s: the last weights are used", job.monitor)
         return
     job.load_adapter(load_checkpoint(path)["job"])
-    record.update(
-        best={"epoch": job.best.epoch, "monitor": job.monitor, "value": job.best.value}
-    )
+    record.update(best={"epoch": job.best.epoch, "monitor": job.monitor, "value": job.best.value})
 
 
 def keep_scores(
@@ -321,4 +319,6 @@ def memory_facts() -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )

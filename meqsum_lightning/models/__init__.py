@@ -1,0 +1,1 @@
+"""Backbones, adapters, the Lightning module and the state of a training."""

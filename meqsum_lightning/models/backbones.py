@@ -69,22 +69,6 @@ def check_backbone(model: ModelConfig) -> "PretrainedConfig":
     return config
 
 
-def check_precision(config: "PretrainedConfig", precision: str) -> None:
-    """Refuse fp16 for T5, whose activations pass fp16's largest number (65,504) and become NaN.
-
-    T5 was pretrained in bfloat16, which has the range of fp32 (known since transformers issue
-    9295). BART was pretrained in fp16 and is let through.
-
-    Raises:
-        UserError: `precision` is fp16 and the model is a T5.
-    """
-    if precision.startswith("16") and config.model_type == "t5":
-        raise UserError(
-            f"trainer.precision={precision}: T5 overflows in fp16 and its loss becomes NaN; "
-            "expected bf16-mixed or 32-true"
-        )
-
-
 def check_lengths(config: "PretrainedConfig", data: DataConfig) -> None:
     """Refuse sequences that a model with learned positions (BART) has no positions for.
 
@@ -203,6 +187,7 @@ def load_backbone(model: ModelConfig, trainable: bool, seed: int) -> "PreTrained
         # Only reentrant checkpointing needs embeddings that ask for gradients; without the hook
         # no gradient is computed for what lies below the first adapter.
         backbone.disable_input_require_grads()
+    _forget_generation_habits(backbone)
     return backbone.eval()
 
 
@@ -259,6 +244,27 @@ def save_model(
         path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _forget_generation_habits(backbone: "PreTrainedModel") -> None:
+    """Keeps the special tokens of a published generation configuration and nothing else.
+
+    Checkpoints bring lengths, beams and n-gram blocking of their own (BART: made for news), which
+    would mix with ours and warn on each call.
+    """
+    from transformers import GenerationConfig
+
+    published = backbone.generation_config
+    names = (
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+    )
+    tokens = {name: getattr(published, name, None) for name in names}
+    backbone.generation_config = GenerationConfig(**tokens)
 
 
 class _Source:

@@ -65,6 +65,8 @@ class Seq2SeqModule(LightningModule):
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             labels=batch["labels"],
+            # Nothing is generated here: keys and values need not be kept.
+            use_cache=False,
         ).logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -177,7 +179,7 @@ class Seq2SeqModule(LightningModule):
     @property
     def _steps_in_epoch(self) -> int:
         assert self.job is not None
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule = self.trainer.datamodule
         return datamodule.steps_in_epoch(self.job.cursor.epoch)
 
     def _score(self, batch: Batch, num_beams: int) -> None:

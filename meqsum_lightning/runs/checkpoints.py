@@ -1,4 +1,4 @@
-"""Checkpoints of a training: adapter and job state alone, written atomically, the previous one kept.
+"""Checkpoints of a training: adapter and job state alone, written atomically, the last two kept.
 
 `best.ckpt` is the best epoch, `last.ckpt` where training stands, `previous.ckpt` the one before,
 for the case that the last one can't be read.
@@ -66,7 +66,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     # torch raises many kinds here (zip, pickle, EOF, key): all mean the same to a user.
     except Exception as error:  # noqa: BLE001
         kind = type(error).__name__
-        raise CorruptCheckpoint(f"{path}: corrupt, cannot be read as a checkpoint ({kind})") from None
+        raise CorruptCheckpoint(
+            f"{path}: corrupt, cannot be read as a checkpoint ({kind})"
+        ) from None
 
 
 def latest_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -46,7 +46,9 @@ class MetricsCsvLogger(Logger):
         return ""
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Does nothing: `config.yaml` holds the configuration."""
 
     @rank_zero_only

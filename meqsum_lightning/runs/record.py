@@ -76,7 +76,8 @@ class RunRecord:
             write_text(folder / CONFIG_FILE, yaml.safe_dump(kept, sort_keys=False))
         except OSError as error:
             raise UserError(
-                f"output_dir={folder}: cannot be written ({error.strerror}); expected a writable folder"
+                f"output_dir={folder}: cannot be written ({error.strerror}); "
+                "expected a writable folder"
             ) from None
         return new
 
@@ -123,7 +124,9 @@ class RunRecord:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         self._handler = logging.FileHandler(logs / "train.log", encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        )
         logging.getLogger().addHandler(self._handler)
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()

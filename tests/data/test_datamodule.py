@@ -45,9 +45,13 @@ def test_the_end_token_survives_truncation(small):
 
 
 def test_the_loader_starts_at_the_cursor(data):
-    whole = [step["micro_batches"][0]["row_indices"].tolist() for step in data.module.train_dataloader()]
+    whole = [
+        step["micro_batches"][0]["row_indices"].tolist() for step in data.module.train_dataloader()
+    ]
     data.module.cursor.step = 4
-    rest = [step["micro_batches"][0]["row_indices"].tolist() for step in data.module.train_dataloader()]
+    rest = [
+        step["micro_batches"][0]["row_indices"].tolist() for step in data.module.train_dataloader()
+    ]
     assert rest == whole[4:]
 
 
@@ -55,7 +59,9 @@ def test_workers_give_the_same_batches(small):
     alone = list(load_data(small()).module.train_dataloader())
     helped = list(load_data(small("data.workers=2")).module.train_dataloader())
     for one, other in zip(alone, helped, strict=True):
-        assert torch.equal(one["micro_batches"][1]["input_ids"], other["micro_batches"][1]["input_ids"])
+        assert torch.equal(
+            one["micro_batches"][1]["input_ids"], other["micro_batches"][1]["input_ids"]
+        )
 
 
 def test_max_steps_cuts_the_last_epoch_short(small):
@@ -70,7 +76,9 @@ def test_limits_and_overfitting(small):
     assert len(list(module.train_dataloader())) == 2
     assert len(list(module.val_dataloader())) == 1
     module = load_data(small("trainer.overfit_rows=5")).module
-    assert [row.id for row in module.part("val").rows] == [row.id for row in module.part("train").rows]
+    assert [row.id for row in module.part("val").rows] == [
+        row.id for row in module.part("train").rows
+    ]
     assert len(module.part("train").rows) == 5
 
 

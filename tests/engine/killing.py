@@ -37,8 +37,7 @@ def _train(overrides: list[str], moment: str, number: int = signal.SIGKILL) -> N
     import torch
 
     from meqsum_lightning.cli import main
-    from meqsum_lightning.engine import callbacks
-    from meqsum_lightning.engine import scoring
+    from meqsum_lightning.engine import callbacks, scoring
     from meqsum_lightning.engine import train as training
     from meqsum_lightning.runs import checkpoints
 

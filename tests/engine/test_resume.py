@@ -52,7 +52,17 @@ def resume(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "moment",
-    ["base", "step 1", "step 5", "validation 1", "best 1", "writing 3", "step 9", "validation 2", "test"],
+    [
+        "base",
+        "step 1",
+        "step 5",
+        "validation 1",
+        "best 1",
+        "writing 3",
+        "step 9",
+        "validation 2",
+        "test",
+    ],
 )
 def test_killed_and_resumed_is_as_never_stopped(
     moment, whole, tiny_backbone, questions_file, tmp_path

@@ -17,7 +17,6 @@ from meqsum_lightning.models.backbones import (
     backbone_fingerprint,
     check_backbone,
     check_lengths,
-    check_precision,
     load_backbone,
     load_config,
     load_tokenizer,
@@ -275,12 +274,6 @@ class TestFingerprint:
 
 
 class TestChecks:
-    def test_fp16_is_refused_for_t5_and_not_for_bart(self):
-        with pytest.raises(UserError, match=r"trainer.precision=16-mixed: .*bf16-mixed"):
-            check_precision(shape_config("flan_t5_small"), "16-mixed")
-        check_precision(shape_config("flan_t5_small"), "bf16-mixed")
-        check_precision(shape_config("bart_base"), "16-mixed")
-
     def test_lengths_beyond_bart_s_positions_are_refused(self):
         from types import SimpleNamespace
 
