@@ -117,10 +117,10 @@ def parse_overrides(
         try:
             item = parser.parse_override(text)
         except HydraException:
-            key, _, value = text.partition("=")
+            key, _, given = text.partition("=")
             mistakes.append(
                 f"{text}: cannot be read; expected key=value, "
-                f"with quotes around special characters: '{key}=\"{value}\"'"
+                f"with quotes around special characters: '{key}=\"{given}\"'"
             )
             continue
         key = item.key_or_group
@@ -130,9 +130,9 @@ def parse_overrides(
         if item.is_sweep_override() and not sweep:
             mistakes.append(f"{text}: several values; expected one, or -m for a sweep")
             continue
-        value = None if item.is_sweep_override() else item.value()
+        value: Any = None if item.is_sweep_override() else item.value()
         is_group = key in groups and not isinstance(value, dict)
-        text_value = text.partition("=")[2]
+        text_value: str = text.partition("=")[2]
         if is_group:
             wrong = _wrong_choices(key, item, groups[key])
             mistakes.extend(wrong)

@@ -52,8 +52,9 @@ class MeQSumDataModule(LightningDataModule):
     """Serves the splits of a set of questions as padded batches.
 
     A training item is a whole optimizer step:
-    `{"micro_batches": [batch, ...], "target_tokens": int, "rows": int}`. A batch holds `input_ids` and `attention_mask` (batch, source), `labels`
-    (batch, target; padded with -100), `row_indices` (batch) and, outside training, `references`.
+    `{"micro_batches": [batch, ...], "target_tokens": int, "rows": int}`. A batch holds `input_ids`
+    and `attention_mask` (batch, source), `labels` (batch, target; padded with -100), `row_indices`
+    (batch) and, outside training, `references`.
 
     Args:
         rows: All usable rows.
