@@ -133,7 +133,7 @@ class TrainerConfig(Section):
     check_val_every_n_epoch: Count
     log_every_n_steps: Count
     threads: Limit = Field(description="CPU threads of this process; null: torch's choice")
-    deterministic: bool = Field(description="refuse operations that are not reproducible")
+    deterministic: bool = Field(description="reproducible operations where there are such")
     progress: Literal["auto", "bar", "plain", "none"]
     limit_train_batches: Limit = Field(description="steps per epoch, for debugging")
     limit_val_batches: Limit = Field(description="validation batches, for debugging")
@@ -145,8 +145,7 @@ class TrainerConfig(Section):
 class CheckpointConfig(Section):
     """Which epoch is best, when training stops, and what is kept."""
 
-    monitor: str = Field(pattern=r"^val/[A-Za-z0-9_]+$", description="validation metric")
-    mode: Literal["max", "min"]
+    monitor: Literal["val/rouge1", "val/rouge2", "val/rougeL", "val/rougeLsum", "val/loss"]
     patience: Limit = Field(description="validations without improvement before stopping")
     min_delta: Annotated[float, Field(ge=0)] = Field(description="smallest change that counts")
     every_n_steps: Limit = Field(description="also save inside an epoch, every so many steps")

@@ -11,9 +11,10 @@ from meqsum_lightning.config.schema import EvaluateConfig
 from meqsum_lightning.data.datamodule import MeQSumDataModule
 from meqsum_lightning.data.sources import load_rows
 from meqsum_lightning.data.splits import Split
+from meqsum_lightning.engine.interrupts import InterruptGuard
 from meqsum_lightning.engine.parts import check_device, load_data, prepare_process
 from meqsum_lightning.engine.scoring import score
-from meqsum_lightning.engine.source import load_source
+from meqsum_lightning.engine.source import find_source, load_source
 from meqsum_lightning.errors import UserError
 from meqsum_lightning.files import write_json, write_text
 from meqsum_lightning.metrics.rouge import RougeProtocol
@@ -51,10 +52,16 @@ def evaluate(cfg: EvaluateConfig) -> Evaluation:
     Raises:
         UserError: The input can't be used; nothing has been written.
     """
+    with InterruptGuard():
+        return _evaluate(cfg)
+
+
+def _evaluate(cfg: EvaluateConfig) -> Evaluation:
     prepare_process(cfg)
     check_device(cfg.trainer)
     folder = evaluation_folder(cfg)
     check_free(folder)
+    find_source(cfg)
     prefix, module_data, split = _rows(cfg)
     source = load_source(cfg)
     module_data.tokenizer = source.tokenizer

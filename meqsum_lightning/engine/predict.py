@@ -10,6 +10,7 @@ from meqsum_lightning.data.rows import RowSet
 from meqsum_lightning.data.sources import load_questions
 from meqsum_lightning.data.splits import Split
 from meqsum_lightning.data.tables import table_kind, write_lines, write_table
+from meqsum_lightning.engine.interrupts import InterruptGuard
 from meqsum_lightning.engine.parts import build_trainer, check_device, prepare_process
 from meqsum_lightning.engine.source import find_source, load_source
 from meqsum_lightning.errors import UserError
@@ -44,7 +45,8 @@ def predict(cfg: PredictConfig) -> Path | None:
     check_device(cfg.trainer)
     find_source(cfg)
     rows, frame = load_questions(cfg.input, cfg.data)
-    texts = summarize_rows(cfg, rows)
+    with InterruptGuard():
+        texts = summarize_rows(cfg, rows)
     if cfg.output == "-":
         write_lines(texts)
         return None

@@ -57,7 +57,7 @@ def load_source(cfg: SharedConfig) -> ModelSource:
         "kind": place.kind,
         "folder": str(place.folder) if place.folder else None,
         "backbone": place.model.backbone,
-        "base_fingerprint": backbone_fingerprint(place.model, cfg.seed),
+        "base_revision": backbone_fingerprint(place.model, cfg.seed),
     }
     return ModelSource(model, tokenizer, description)
 

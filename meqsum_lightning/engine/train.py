@@ -1,6 +1,7 @@
 """`train(cfg)`: one experiment, from rows to a run directory."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ def train(cfg: TrainConfig) -> TrainResult:
             record = RunRecord.reopen(folder)
             check_resumable(cfg, record)
             check_same_data(facts, record)
+        announce(cfg, data, folder)
         with record:
             run_training(cfg, data, record, guard)
     return TrainResult(folder, read_metrics(folder))
@@ -102,7 +104,7 @@ def run_training(cfg: TrainConfig, data: Data, record: RunRecord, guard: Interru
     model = apply_adapter(backbone, cfg.adapter, cfg.seed, *adapter_base_name(cfg.model))
     replace_adapter_dropout(model)
     parameters = trainable_parameters(model)
-    fingerprint = record.record["base_fingerprint"]
+    fingerprint = record.record["base_revision"]
     record.update(parameters=count_parameters(model, parameters))
     protocol = RougeProtocol(cfg.metrics.stemmer)
     job = None
@@ -224,6 +226,20 @@ def run_folder(cfg: TrainConfig) -> Path:
     return output_folder(cfg.output_dir)
 
 
+def announce(cfg: TrainConfig, data: Data, folder: Path) -> None:
+    """Says what is about to happen; loading or drawing a large backbone takes a while."""
+    if cfg.trainer.progress == "none":
+        return
+    rank = f" r={cfg.adapter.r}" if cfg.adapter.r else ""
+    counts = "/".join(str(len(getattr(data.split, name))) for name in ("train", "val", "test"))
+    print(
+        f"{cfg.name}: {cfg.model.name}, adapter={cfg.adapter.method}{rank}, {counts} questions of "
+        f"{data.rows.origin}; run directory {folder}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 def describe(cfg: TrainConfig, data: Data) -> dict[str, Any]:
     """Fingerprints by which runs are compared and recognised."""
     protocol = RougeProtocol(cfg.metrics.stemmer)
@@ -231,7 +247,7 @@ def describe(cfg: TrainConfig, data: Data) -> dict[str, Any]:
     return {
         "name": cfg.name,
         "config_hash": config_hash(cfg.model_dump(by_alias=True), data.rows.fingerprint),
-        "base_fingerprint": backbone_fingerprint(cfg.model, cfg.seed),
+        "base_revision": backbone_fingerprint(cfg.model, cfg.seed),
         "data": {
             "origin": data.rows.origin,
             "fingerprint": data.rows.fingerprint,
@@ -271,7 +287,7 @@ def check_same_data(facts: Mapping[str, Any], record: RunRecord) -> None:
     pairs = {
         "data": (known["data"]["fingerprint"], facts["data"]["fingerprint"]),
         "data.split": (known["split"]["fingerprint"], facts["split"]["fingerprint"]),
-        "model.backbone": (known["base_fingerprint"], facts["base_fingerprint"]),
+        "model.backbone": (known["base_revision"], facts["base_revision"]),
     }
     lines = [
         f"{key}: fingerprint {now} now, {before} when the run was started; expected the same"

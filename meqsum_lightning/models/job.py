@@ -126,7 +126,8 @@ class TrainingJob:
         self.seed = seed
         self.optimizer = build_optimizer(self.parameters, optim)
         self.schedule = build_schedule(self.optimizer, optim, total_steps)
-        self.best = BestTracker(checkpoint.mode, checkpoint.min_delta)
+        mode = "min" if checkpoint.monitor == "val/loss" else "max"
+        self.best = BestTracker(mode, checkpoint.min_delta)
         self.stopper = EarlyStopper(checkpoint.patience)
         self.usage = Usage()
 

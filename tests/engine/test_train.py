@@ -42,7 +42,7 @@ def test_a_run_leaves_what_the_contract_says(finished_run):
         "versions",
         "hardware",
         "config_hash",
-        "base_fingerprint",
+        "base_revision",
     } <= set(record)
     assert record["training"]["steps"] == 12 and record["training"]["samples"] == 48
     assert record["training"]["samples_per_second"] > 0 and record["peak_memory"] > 1e6
@@ -116,7 +116,7 @@ def test_training_learns(finished_run):
 
 
 def test_the_best_epoch_is_chosen_on_validation_and_tested(small, finished_run):
-    cfg = small("checkpoint.monitor=val/loss", "checkpoint.mode=min", "trainer.max_epochs=3")
+    cfg = small("checkpoint.monitor=val/loss", "trainer.max_epochs=3")
     folder = train(cfg).folder
     record = json.loads((folder / "run.json").read_text())
     logged = [
