@@ -218,7 +218,7 @@ def _data(request: Request) -> int:
 
     cfg = build_config("data", request.overrides[1:], request.config_dirs)
     _logging(request.verbose)
-    from meqsum_lightning.data.command import audit_command
+    from meqsum_lightning.engine.audit import audit_command
 
     audit_command(cfg)  # type: ignore[arg-type]
     return DONE

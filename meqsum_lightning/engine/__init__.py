@@ -1,1 +1,1 @@
-"""Builds the parts and runs the Lightning trainer: `train`, `evaluate`, `predict`."""
+"""Joins data, models and metrics: the Lightning module, the training job, the commands."""

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from meqsum_lightning.engine.interrupts import InterruptGuard
-from meqsum_lightning.models.job import TrainingJob
+from meqsum_lightning.engine.job import TrainingJob
 from meqsum_lightning.runs.checkpoints import BEST, LAST, save_checkpoint
 
 log = logging.getLogger("meqsum_lightning")

@@ -12,6 +12,7 @@ from meqsum_lightning.data.datamodule import MeQSumDataModule
 from meqsum_lightning.data.sources import load_rows
 from meqsum_lightning.data.splits import Split
 from meqsum_lightning.engine.interrupts import InterruptGuard
+from meqsum_lightning.engine.module import Seq2SeqModule
 from meqsum_lightning.engine.parts import check_device, load_data, prepare_process
 from meqsum_lightning.engine.scoring import score
 from meqsum_lightning.engine.source import find_source, load_source
@@ -19,7 +20,6 @@ from meqsum_lightning.errors import UserError
 from meqsum_lightning.files import write_json, write_text
 from meqsum_lightning.metrics.rouge import RougeProtocol
 from meqsum_lightning.models.backbones import load_tokenizer
-from meqsum_lightning.models.module import Seq2SeqModule
 from meqsum_lightning.runs.record import check_free, output_folder, versions, write_predictions
 
 

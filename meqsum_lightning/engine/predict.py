@@ -11,11 +11,11 @@ from meqsum_lightning.data.sources import load_questions
 from meqsum_lightning.data.splits import Split
 from meqsum_lightning.data.tables import table_kind, write_lines, write_table
 from meqsum_lightning.engine.interrupts import InterruptGuard
+from meqsum_lightning.engine.module import Seq2SeqModule
 from meqsum_lightning.engine.parts import build_trainer, check_device, prepare_process
 from meqsum_lightning.engine.source import find_source, load_source
 from meqsum_lightning.errors import UserError
 from meqsum_lightning.metrics.rouge import RougeProtocol
-from meqsum_lightning.models.module import Seq2SeqModule
 
 log = logging.getLogger("meqsum_lightning")
 

@@ -12,12 +12,12 @@ from typing import Any
 from meqsum_lightning.config.schema import SharedConfig
 from meqsum_lightning.data.datamodule import MeQSumDataModule, Part
 from meqsum_lightning.data.tokens import default_cache_dir
+from meqsum_lightning.engine.module import Seq2SeqModule
 from meqsum_lightning.engine.parts import build_trainer, precision
 from meqsum_lightning.files import read_json, write_json
 from meqsum_lightning.metrics.intervals import score_summary
 from meqsum_lightning.metrics.rouge import ROUGE_KEYS, RougeProtocol, score_pair
 from meqsum_lightning.models.adapters import adapter_disabled
-from meqsum_lightning.models.module import Seq2SeqModule
 
 log = logging.getLogger("meqsum_lightning")
 

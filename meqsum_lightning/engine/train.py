@@ -13,6 +13,8 @@ import yaml
 from meqsum_lightning.config.schema import TrainConfig
 from meqsum_lightning.engine.callbacks import JobCallback, place_counters
 from meqsum_lightning.engine.interrupts import InterruptGuard
+from meqsum_lightning.engine.job import TrainingJob
+from meqsum_lightning.engine.module import Seq2SeqModule
 from meqsum_lightning.engine.parts import (
     Data,
     build_callbacks,
@@ -33,8 +35,6 @@ from meqsum_lightning.models.backbones import (
     load_backbone,
 )
 from meqsum_lightning.models.dropout import replace_adapter_dropout
-from meqsum_lightning.models.job import TrainingJob
-from meqsum_lightning.models.module import Seq2SeqModule
 from meqsum_lightning.runs.checkpoints import BEST, latest_checkpoint, load_checkpoint, prune
 from meqsum_lightning.runs.hashing import config_hash, stable_part
 from meqsum_lightning.runs.record import (

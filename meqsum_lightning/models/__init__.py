@@ -1,1 +1,1 @@
-"""Backbones, adapters, the Lightning module and the state of a training."""
+"""Backbones, adapters, losses and optimizers: what a model is, not how a run goes."""

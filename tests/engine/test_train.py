@@ -212,7 +212,7 @@ def test_early_stopping(small):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_failed(small, monkeypatch):
-    from meqsum_lightning.models import module
+    from meqsum_lightning.engine import module
 
     original, calls = module.token_loss, [0]
 

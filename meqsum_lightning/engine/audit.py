@@ -10,6 +10,7 @@ from meqsum_lightning.data.audit import audit, render
 from meqsum_lightning.data.sources import load_rows
 from meqsum_lightning.errors import UserError
 from meqsum_lightning.files import write_text
+from meqsum_lightning.models.backbones import load_tokenizer
 
 
 def audit_command(cfg: DataCommandConfig) -> None:
@@ -24,8 +25,6 @@ def audit_command(cfg: DataCommandConfig) -> None:
     output = Path(cfg.output).expanduser() if cfg.output else None
     if output is not None and output.exists():
         raise UserError(f"output={output}: exists; expected a new json file")
-    from meqsum_lightning.models.backbones import load_tokenizer
-
     rows = load_rows(cfg.data)
     result = audit(rows, load_tokenizer(cfg.model), cfg.data)
     render(result, Console(highlight=False))

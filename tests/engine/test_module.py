@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from meqsum_lightning.engine.module import Seq2SeqModule, decode, generation_arguments
 from meqsum_lightning.engine.parts import load_data
 from meqsum_lightning.metrics.rouge import RougeProtocol
 from meqsum_lightning.models.adapters import apply_adapter, trainable_parameters
 from meqsum_lightning.models.backbones import load_backbone
 from meqsum_lightning.models.losses import token_loss
-from meqsum_lightning.models.module import Seq2SeqModule, decode, generation_arguments
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from meqsum_lightning.config.schema import GenerationConfig
+from meqsum_lightning.engine.job import TrainingJob
 from meqsum_lightning.errors import RunFailed
 from meqsum_lightning.metrics.rouge import RougeMetric, RougeProtocol
 from meqsum_lightning.models.dropout import row_key, row_keys
-from meqsum_lightning.models.job import TrainingJob
 from meqsum_lightning.models.losses import token_loss
 from meqsum_lightning.models.optim import clip_gradients
 
