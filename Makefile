@@ -8,10 +8,10 @@ CONSTRAINTS := constraints.txt
 demo: .venv/installed
 	$(BIN)/meqsum train experiment=demo
 
+# One thread a process: two processes with two threads each crawl on two cores.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --cov --cov-report= $(PYTEST_ARGS)
-	$(BIN)/python -m coverage combine -q --append 2>/dev/null || true
-	$(BIN)/python -m coverage report --fail-under=90 --skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile \
+	  --cov --cov-report=term:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

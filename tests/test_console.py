@@ -24,7 +24,11 @@ def test_scores_examples_and_what_next(finished_run):
         assert with_interval(metrics, f"test_base/{name}") in text
     assert text.count("expert") == 3 and text.count("backbone  ") == 3
     assert f"meqsum predict run={finished_run}" in text.replace("\n", "")
-    assert all(len(line) <= 80 for line in text.splitlines() if "run=" not in line and "directory" not in line)
+    assert all(
+        len(line) <= 80
+        for line in text.splitlines()
+        if "run=" not in line and "directory" not in line
+    )
 
 
 def test_markup_in_a_question_is_text(run_copy):

@@ -17,9 +17,7 @@ def words(backbone, questions, tmp_path, *more):
 def test_a_grid_of_lists_and_presets(tiny_backbone, questions_file, tmp_path):
     more = ["adapter.r=1,2", "adapter.target_modules=[q,v],ffn"]
     assert main(words(tiny_backbone, questions_file, tmp_path, *more)) == 0
-    found = [
-        json.loads((tmp_path / "sweep" / str(n) / "run.json").read_text()) for n in range(4)
-    ]
+    found = [json.loads((tmp_path / "sweep" / str(n) / "run.json").read_text()) for n in range(4)]
     assert {record["status"] for record in found} == {"completed"}
     assert len({record["config_hash"] for record in found}) == 4
 

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 # A stage that takes longer than this says something in between.
 SECONDS_BETWEEN_LINES = 10.0
+BAR_METRICS = {"train/loss": "loss", "val/rouge1": "val R1", "val/rougeL": "val RL"}
 
 
 def progress_callback(kind: str, label: str) -> Callback:
@@ -50,11 +51,13 @@ class BarProgress(RichProgressBar):
         return self.label
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Loss and validation scores; the version number of a logger says nothing."""
-        items = super().get_metrics(trainer, pl_module)
-        return {
-            name.removeprefix("train/"): value for name, value in items.items() if name != "v_num"
-        }
+        """What fits beside a bar: the loss, and the validation scores that people watch."""
+        found = trainer.callback_metrics
+        return {label: float(found[name]) for name, label in BAR_METRICS.items() if name in found}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Epochs counted from 1, as everywhere on the terminal."""
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 class PlainProgress(Callback):
