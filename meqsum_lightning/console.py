@@ -146,7 +146,8 @@ def _training(record: dict[str, Any]) -> str:
         return ""
     best = record.get("best")
     chosen = f", best epoch {best['epoch'] + 1}" if best else ""
-    return f", {facts['epochs']} epoch{'s' if facts['epochs'] != 1 else ''} in {facts['seconds']:.0f} s{chosen}"
+    epochs = "1 epoch" if facts["epochs"] == 1 else f"{facts['epochs']} epochs"
+    return f", {epochs} in {facts['seconds']:.0f} s{chosen}"
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -28,7 +28,14 @@ def test_what_does_not_count(override):
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "adapter.r=4", "adapter=dora", "data.split_seed=1", "optim.lr=1e-5", "model.dropout=0.0"],
+    [
+        "seed=1",
+        "adapter.r=4",
+        "adapter=dora",
+        "data.split_seed=1",
+        "optim.lr=1e-5",
+        "model.dropout=0.0",
+    ],
 )
 def test_what_counts(override):
     assert hashed(override) != hashed()

@@ -60,11 +60,11 @@ def test_the_heart_beats(tmp_path, monkeypatch):
 def test_two_processes_do_not_share_a_directory(tmp_path):
     with (
         RunRecord.create(tmp_path / "run", {}, {}),
-        pytest.raises(UserError, match="not empty|another process"),
+        pytest.raises(UserError, match=r"not empty|another process"),
     ):
         RunRecord.create(tmp_path / "run", {}, {})
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(UserError, match="no readable run.json"):
+    with pytest.raises(UserError, match=r"no readable run\.json"):
         RunRecord.reopen(tmp_path / "run")
 
 
