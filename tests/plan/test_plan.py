@@ -63,7 +63,7 @@ FIXED = (
 
 def configured(monkeypatch, family, *overrides):
     """A validated config whose backbone is a small model of the family."""
-    monkeypatch.setattr("meqsum_lightning.plan.load_config", lambda model: CONFIGS[family])
+    monkeypatch.setattr("meqsum_lightning.plan.estimate.load_config", lambda model: CONFIGS[family])
     rank = () if {"adapter=full", "adapter=none"} & set(overrides) else ("adapter.r=3",)
     return composed(*FIXED, *rank, *overrides)
 

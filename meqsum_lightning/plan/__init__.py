@@ -1,0 +1,6 @@
+"""What a training would cost, worked out before it runs; measured figures are `runs`' business."""
+
+from meqsum_lightning.plan.estimate import Plan, make_plan
+from meqsum_lightning.plan.terminal import render
+
+__all__ = ["Plan", "make_plan", "render"]
