@@ -115,7 +115,7 @@ def load_data(cfg: SharedConfig) -> Data:
 
 def build_trainer(
     cfg: SharedConfig,
-    folder: Path,
+    folder: Path | None = None,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
     label: str = "scoring",
@@ -125,7 +125,8 @@ def build_trainer(
 
     Args:
         cfg: Device, precision, validation rhythm.
-        folder: Where a profiler writes.
+        folder: Run directory of a training, where a profiler writes; None: scoring, which leaves
+            nothing behind.
         callbacks: What hangs on the training.
         loggers: Where metrics go.
         label: What progress lines call this stage.
@@ -150,10 +151,10 @@ def build_trainer(
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=isinstance(progress, BarProgress),
-        profiler=_profiler(trainer, folder),
+        profiler=_profiler(trainer, folder) if folder is not None else None,
         logger=list(loggers) or False,
         callbacks=[*callbacks, progress],
-        default_root_dir=str(folder),
+        default_root_dir=str(folder or Path.cwd()),
     )
 
 

@@ -72,7 +72,7 @@ def summarize_rows(cfg: PredictConfig, rows: RowSet) -> list[str]:
     module = Seq2SeqModule(
         source.model, source.tokenizer, cfg.generation, RougeProtocol(cfg.metrics.stemmer)
     )
-    trainer = build_trainer(cfg, Path.cwd(), label="prediction")
+    trainer = build_trainer(cfg, label="prediction")
     data.trainer = trainer
     trainer.predict(module, dataloaders=data.eval_dataloader("test"), return_predictions=False)
     part = data.part("test")

@@ -73,7 +73,7 @@ def score(
         split: `train`, `val` or `test`.
         label: What the progress display calls it.
     """
-    trainer = build_trainer(cfg, Path.cwd(), label=label)
+    trainer = build_trainer(cfg, label=label)
     # Tells the data module of this trainer's processes, which decide who scores which rows.
     data.trainer = trainer
     trainer.test(module, dataloaders=data.eval_dataloader(split), verbose=False)

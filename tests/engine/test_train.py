@@ -273,12 +273,14 @@ def test_checkpoints_can_be_pruned(small):
     assert not (folder / "checkpoints").exists() and (folder / "adapter").exists()
 
 
-def test_users_callbacks_and_loggers_take_part(small):
+def test_users_callbacks_and_loggers_take_part(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = train(
         small("callbacks=device_stats", "logger=[csv,tensorboard]", "debug=profile")
     ).folder
     assert list((folder / "logs" / "tensorboard").rglob("events*"))
     assert list((folder / "logs").glob("*profile*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_wrong_arguments_of_a_component_are_the_users(small):
