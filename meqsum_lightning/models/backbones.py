@@ -1,17 +1,13 @@
-"""Backbones: where they come from, whether they fit, and loading them with their tokenizer.
+"""Backbones: whether they fit, loading and saving them with their tokenizer, what identifies them.
 
-Random shapes are `shapes`, what is trained on top is `adapters`. Code from the Hub is never run.
+Where they come from is `sources`, random shapes are `shapes`, what is trained on top is `adapters`.
 """
 
 import copy
-import difflib
 import functools
 import hashlib
 import json
 import logging
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +17,16 @@ from meqsum_lightning.config.schema import DataConfig, ModelConfig
 from meqsum_lightning.errors import UserError
 from meqsum_lightning.models.shapes import (
     SHAPE_NAMES,
-    embedded_folder,
     has_own_output_layer,
     keep_untied,
     random_model,
     shape_config,
 )
+from meqsum_lightning.models.sources import first_line, local_folder, read_config, resolve
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-SUPPORTED_TYPES = ("t5", "bart")
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -41,9 +36,6 @@ _WEIGHTS = (
 # Without one of these, transformers makes up a tokenizer of special tokens alone.
 _VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json")
 _FINGERPRINTED = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
-# Seconds to wait for the Hub's first answer: enough for a slow line, short enough to fail kindly.
-_HUB_TIMEOUT = 8.0
-_EXPECTED_SOURCE = "expected `embedded`, a folder with a T5 or BART model, or a Hub id"
 
 
 def check_backbone(model: ModelConfig) -> "PretrainedConfig":
@@ -60,7 +52,7 @@ def check_backbone(model: ModelConfig) -> "PretrainedConfig":
     config = load_config(model)
     if model.weights == "random":
         return config
-    folder = _local_folder(model.backbone)
+    folder = local_folder(model.backbone)
     if folder is not None and not any((folder / name).is_file() for name in _WEIGHTS):
         raise UserError(
             f"model.backbone={model.backbone}: the folder has a config.json but no weights; "
@@ -102,8 +94,7 @@ def load_config(model: ModelConfig) -> "PretrainedConfig":
     if model.weights == "random":
         config = _random_config(model)
     else:
-        source = _resolve(model.backbone, model.revision)
-        config = _read_config(source.folder, model.backbone)
+        config = read_config(resolve(model.backbone, model.revision).folder, model.backbone)
     if model.dropout is not None:
         _set_dropout(config, model.dropout)
     return config
@@ -121,20 +112,12 @@ def load_tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
     own = model.tokenizer is None
     name = model.tokenizer or ("embedded" if model.weights == "random" else model.backbone)
     key = "model.backbone" if own and model.weights != "random" else "model.tokenizer"
-    source = _resolve(name, model.revision if own else None, key)
+    source = resolve(name, model.revision if own else None, key)
     try:
-        if source.hub_id is None:
-            tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(
-                source.hub_id,
-                revision=source.commit,
-                local_files_only=source.offline,
-                trust_remote_code=False,
-            )
+        tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{key}={name}: no tokenizer could be loaded ({_first_line(error)}); "
+            f"{key}={name}: no tokenizer could be loaded ({first_line(error)}); "
             "expected a folder or Hub id with tokenizer.json"
         ) from error
     if not any((source.folder / vocabulary).is_file() for vocabulary in _VOCABULARIES):
@@ -201,7 +184,7 @@ def backbone_fingerprint(model: ModelConfig, seed: int = 0) -> str:
     """
     if model.weights == "random":
         return f"random:{model.shape}:{seed}"
-    source = _resolve(model.backbone, model.revision)
+    source = resolve(model.backbone, model.revision)
     if source.hub_id is not None:
         return f"{source.hub_id}@{source.commit}"
     paths = sorted({p for pattern in _FINGERPRINTED for p in source.folder.glob(pattern)})
@@ -220,7 +203,7 @@ def adapter_base_name(model: ModelConfig) -> tuple[str | None, str | None]:
     """
     if model.weights == "random":
         return None, None
-    source = _resolve(model.backbone, model.revision)
+    source = resolve(model.backbone, model.revision)
     if source.hub_id is not None:
         return source.hub_id, source.commit
     return str(source.folder.resolve()), None
@@ -267,16 +250,6 @@ def _forget_generation_habits(backbone: "PreTrainedModel") -> None:
     backbone.generation_config = GenerationConfig(**tokens)
 
 
-class _Source:
-    """A resolved backbone or tokenizer: a local folder, or a Hub id with its cached snapshot."""
-
-    def __init__(self, folder: Path, hub_id: str | None, commit: str | None, offline: bool):
-        self.folder = folder
-        self.hub_id = hub_id
-        self.commit = commit
-        self.offline = offline
-
-
 def _random_config(model: ModelConfig) -> "PretrainedConfig":
     if model.shape is None:
         raise UserError(
@@ -301,159 +274,25 @@ def _set_dropout(config: "PretrainedConfig", rate: float) -> None:
     config.encoder_layerdrop = config.decoder_layerdrop = 0.0
 
 
-def _local_folder(name: str) -> Path | None:
-    """The folder that a name means, or None for a Hub id; whether it exists is not checked."""
-    if name == "embedded":
-        return embedded_folder()
-    path = Path(name).expanduser()
-    looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
-    return path if looks_like_path or path.exists() else None
-
-
-def _resolve(name: str, revision: str | None, key: str = "model.backbone") -> _Source:
-    folder = _local_folder(name)
-    if folder is None:
-        return _resolve_hub(name, revision, key)
-    if not folder.is_dir():
-        kind = "is a file" if folder.exists() else "no such folder"
-        raise UserError(f"{key}={name}: {kind}; {_EXPECTED_SOURCE}")
-    return _Source(folder, None, None, offline=True)
-
-
-def _resolve_hub(name: str, revision: str | None, key: str) -> _Source:
-    """Find (or download) config.json on the Hub; every failure is one line."""
-    from huggingface_hub import errors, hf_hub_download, utils
-
-    try:
-        utils.validate_repo_id(name)
-    except errors.HFValidationError as error:
-        raise UserError(
-            f"{key}={name}: neither a folder nor a Hub id; {_EXPECTED_SOURCE}"
-        ) from error
-    close = difflib.get_close_matches(name, SHAPE_NAMES, n=1, cutoff=0.8)
-    hint = f"did you mean model={close[0]}? " if close else ""
-    offline = not _hub_answers()
-    try:
-        path = hf_hub_download(
-            name,
-            "config.json" if key == "model.backbone" else "tokenizer_config.json",
-            revision=revision,
-            etag_timeout=_HUB_TIMEOUT,
-            local_files_only=offline,
-        )
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"{key}={name}: gated on the Hub; accept its terms at https://huggingface.co/{name} "
-            "and log in with `hf auth login`; expected a model that you can read"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{key}={name}: no such model on the Hub (or it is private); {hint}{_EXPECTED_SOURCE}"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"model.revision={revision}: {name} has no such revision; "
-            "expected a commit, tag or branch"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{key}={name}: not in the local cache, and the Hugging Face Hub cannot be reached; "
-            f"{hint}expected a network, a local folder, or model=tiny_t5"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise UserError(
-            f"{key}={name}: the repository is not a transformers model; {_EXPECTED_SOURCE}"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{key}={name}: {_first_line(error)}; {_EXPECTED_SOURCE}") from error
-    folder = Path(path).parent  # .../snapshots/COMMIT
-    return _Source(folder, name, folder.name, offline)
-
-
-@functools.lru_cache(maxsize=1)
-def _hub_answers() -> bool:
-    """Whether the Hub can be reached, by one short request (its client retries for 23 s)."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT).close()
-    except urllib.error.HTTPError:  # it answered, if only to refuse
-        return True
-    except urllib.error.URLError as error:  # certificates are the Hub client's business
-        return isinstance(error.reason, ssl.SSLError)
-    except OSError:
-        return False
-    return True
-
-
-def _read_config(folder: Path, name: str) -> "PretrainedConfig":
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    path = folder / "config.json"
-    if not path.is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        what = "an adapter folder (use run=DIR)" if adapter else "a folder without config.json"
-        raise UserError(f"model.backbone={name}: {what}, not a model; {_EXPECTED_SOURCE}")
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"model.backbone={name}: config.json is not valid ({_first_line(error)}); "
-            "expected a model folder as transformers saves it"
-        ) from error
-    if kind not in SUPPORTED_TYPES:
-        raise UserError(
-            f"model.backbone={name}: its architecture is {kind or 'not named'}, "
-            "and questions are summarized by sequence-to-sequence models; expected a T5 or BART"
-        )
-    architectures = raw.get("architectures") or []
-    if raw.get("is_encoder_decoder") is False or any("EncoderModel" in a for a in architectures):
-        raise UserError(
-            f"model.backbone={name}: only one half of a {kind} model; "
-            "expected an encoder with a decoder"
-        )
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(
-            f"model.backbone={name}: config.json is not valid ({_first_line(error)}); "
-            "expected a model folder as transformers saves it"
-        ) from error
-    return cast("PretrainedConfig", config)
-
-
 def _load_pretrained(
     model: ModelConfig, config: "PretrainedConfig", dtype: Any
 ) -> "PreTrainedModel":
     from safetensors import SafetensorError
     from transformers import AutoModelForSeq2SeqLM
 
-    source = _resolve(model.backbone, model.revision)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": source.folder}
-    if source.hub_id is not None:
-        where = {
-            "pretrained_model_name_or_path": source.hub_id,
-            "revision": source.commit,
-            "local_files_only": source.offline,
-        }
+    source = resolve(model.backbone, model.revision)
     try:
         with _expected_tie_warning(), _quiet_progress(source.hub_id is None):
             backbone, report = AutoModelForSeq2SeqLM.from_pretrained(
-                **where,
+                **source.arguments,
                 config=copy.deepcopy(config),
                 dtype=dtype,
                 output_loading_info=True,
-                trust_remote_code=False,
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(
             f"model.backbone={model.backbone}: its weights cannot be loaded "
-            f"({_first_line(error)}); expected complete weights that fit its config.json"
+            f"({first_line(error)}); expected complete weights that fit its config.json"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -501,8 +340,3 @@ def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
     del size, mtime_ns  # part of the key: a changed file is read again
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

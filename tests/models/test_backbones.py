@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig, GPT2Config
 
 from meqsum_lightning.config.schema import ModelConfig
 from meqsum_lightning.errors import UserError
-from meqsum_lightning.models import backbones
+from meqsum_lightning.models import backbones, sources
 from meqsum_lightning.models.backbones import (
     adapter_base_name,
     backbone_fingerprint,
@@ -44,7 +44,7 @@ def model_config(**changes) -> ModelConfig:
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     """No test asks the Hub: it does not answer."""
-    monkeypatch.setattr(backbones, "_hub_answers", lambda: False)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: False)
 
 
 @pytest.fixture(scope="module")
