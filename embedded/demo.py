@@ -2,7 +2,9 @@
 
 import csv
 import random
+import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from embedded.narrative import INTENTS, Style, common_words, compose, load_bank
@@ -68,6 +70,14 @@ def questions(seed: int = 2019) -> list[Row]:
     return rows
 
 
+def summary_wording(text: str) -> str | None:
+    """Returns the first wording of a summary found in the text, within a sentence."""
+    for sentence in re.split(r"[.?!;:\n]", text.lower()):
+        if found := _wordings().search(" ".join(re.findall(r"[a-z0-9]+", sentence))):
+            return found[0]
+    return None
+
+
 def write(folder: Path) -> None:
     """Writes `questions.csv` and its LICENSE into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +87,15 @@ def write(folder: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     (folder / "LICENSE").write_text(LICENSE, encoding="utf-8")
+
+
+@cache
+def _wordings() -> re.Pattern[str]:
+    patterns = []
+    for summary in SUMMARIES.values():
+        head, tail = (" ".join(re.findall("[a-z]+", p)) for p in summary.lower().split("{x}"))
+        patterns.append(rf"\b{head}(?: \w+){{1,6}} {tail}\b" if tail else rf"\b{head} \w+")
+    return re.compile("|".join(patterns))
 
 
 def _without_repeats(rng: random.Random, terms: Terms) -> Callable[[str], str]:

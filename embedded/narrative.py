@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from embedded import noise
+from embedded import loose, noise
 from embedded.terms import Terms
 
 PHRASES = Path(__file__).parent / "phrases"
@@ -69,6 +69,7 @@ class Style:
     header: float = 0.35
     typos: float = 0.03
     sloppiness: float = 0.25
+    loose: float = 0.0  # share of loosely worded sentences about the focus, for pretraining
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,17 @@ def compose(
     """
     kind = INTENTS[intent]
     slots = _Slots(rng, draw, draw(kind))
-    ask = slots.fill(template := rng.choice(bank.ask[intent]))
+    template = rng.choice(bank.ask[intent])
+    if style.loose and rng.random() < style.loose:
+        template = loose.ask(rng, template, intent)
+    ask = slots.fill(template)
     opening = [slots.fill(f) for f in _sample(rng, bank.fillers, rng.randint(*style.fillers))]
     if "{x}" not in template or rng.random() < 0.7:
-        backgrounds = bank.background[kind]
-        opening.insert(rng.randint(0, len(opening)), slots.fill(rng.choice(backgrounds)))
+        position = rng.randint(0, len(opening))
+        background = rng.choice(bank.background[kind])
+        if style.loose and rng.random() < style.loose:
+            background = loose.background(rng, background, bank.fillers)
+        opening.insert(position, slots.fill(background))
     asking = [ask]
     if rng.random() < 0.15:
         asking.append(slots.fill(rng.choice(bank.fillers)))

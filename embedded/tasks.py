@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from embedded import noise
+from embedded.demo import summary_wording
 from embedded.narrative import (
     INTENTS,
     PHRASES,
@@ -24,6 +25,7 @@ from embedded.narrative import (
 from embedded.terms import KINDS, PARTS, Finder, Terms, glosses, invent, partition
 
 Pair = tuple[str, str]
+LOOSE = 0.7  # share of loosely worded sentences
 INVENTED = 0.4  # share of the terms that do not exist
 FORMS = ("labels", "headings", "requests", "queries")
 
@@ -68,11 +70,12 @@ class Tasks:
         self._names, self._weights = list(mixture), list(mixture.values())
 
     def pair(self) -> Pair:
-        """Returns the next pair of source and target, free of held-out terms."""
+        """Returns the next pair, free of held-out terms and of the summaries' wordings."""
         while True:
             name = self.rng.choices(self._names, self._weights)[0]
             source, target = getattr(self, name)()
-            if not self.stuff.held_out(f"{source} . {target}"):
+            text = f"{source} . {target}"
+            if not self.stuff.held_out(text) and not summary_wording(text):
                 return source, target
 
     def denoise(self) -> Pair:
@@ -181,6 +184,7 @@ class Tasks:
             header=0.35 if self.long else 0.1,
             typos=rng.choice((0.0, 0.03, 0.08)),
             sloppiness=rng.choice((0.1, 0.3, 0.6)),
+            loose=LOOSE,
         )
         intent = rng.choice(list(INTENTS))
         return compose(rng, self.stuff.bank, self._draw, intent, style)
@@ -208,7 +212,7 @@ SHORT = {
     "heading": 5, "request": 4, "label": 3, "quote": 2,
 }  # fmt: skip
 LONG = {
-    "denoise": 10, "focus": 15, "query": 15, "tag": 11, "heading": 10, "request": 9, "label": 8,
+    "denoise": 7, "focus": 16, "query": 16, "tag": 11, "heading": 10, "request": 9, "label": 9,
     "quote": 6, "ask": 6, "first": 3, "after": 3, "others": 2, "copy": 2,
 }  # fmt: skip
 
