@@ -4,9 +4,11 @@ Nothing heavy is imported before a command needs it; what a command does is else
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 
 from meqsum_lightning import __version__
 from meqsum_lightning.errors import RunFailed, RunInterrupted, UserError
@@ -21,9 +23,9 @@ COMMANDS = {
     "data": "audit a data set: `meqsum data audit`",
 }
 # Options that Hydra answers itself, from the composed configuration.
-HYDRA_FLAGS = {"--cfg", "-c", "--info", "-i", "--hydra-help"}
-HYDRA_SWITCHES = {"--resolve"}
-HYDRA_VALUES = {"--package", "-p"}
+HYDRA_VALUES = {"--cfg", "-c", "--info", "-i", "--package", "-p"}
+HYDRA_SWITCHES = {"--resolve", "--hydra-help"}
+OUR_VALUES = {"--config-dir", "-cd", "--allow-target"}
 
 
 @dataclass
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 failed while running, 2 the input was wrong, 130 interrupted.
     """
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
@@ -121,16 +125,7 @@ def parse(words: Sequence[str]) -> Request:
             request.verbose = True
         elif word in HYDRA_SWITCHES:
             request.hydra.append(word)
-        elif name.startswith("-") and name in (
-            *HYDRA_FLAGS,
-            *HYDRA_VALUES,
-            "--config-dir",
-            "-cd",
-            "--allow-target",
-        ):
-            if word in ("--hydra-help",):
-                request.hydra.append(word)
-                continue
+        elif name in HYDRA_VALUES | OUR_VALUES:
             if not equals:
                 if not queue:
                     raise UserError(f"{word}: needs a value; expected {word} VALUE")
@@ -237,6 +232,11 @@ def _logging(verbose: bool) -> None:
     from meqsum_lightning.logs import configure
 
     configure(verbose)
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    """Until a run has its own way to stop, SIGTERM ends like Ctrl-C."""
+    raise RunInterrupted(f"stopped by {signal.Signals(number).name}")
 
 
 def _tell(lines: Sequence[str], status: int) -> int:

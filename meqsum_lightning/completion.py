@@ -39,6 +39,9 @@ def complete(words: Sequence[str]) -> int:
         if typed not in COMMANDS:
             return DONE
         command = typed
+        if command == "data":
+            # The action is no override.
+            rest = rest.removeprefix("audit").lstrip()
         os.environ["COMP_LINE"] = f"{program} {rest}"
     call_hydra(command, ["--shell-completion", f"{name}={shell}"], lambda cfg: None)
     return DONE

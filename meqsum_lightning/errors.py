@@ -23,5 +23,8 @@ class RunFailed(Exception):
     """A run that started and could not finish (a loss that is not finite, say); exit status 1."""
 
 
-class RunInterrupted(Exception):
-    """The user or the system asked the run to stop; it can be resumed. Exit status 130."""
+class RunInterrupted(BaseException):
+    """The user or the system asked the run to stop; it can be resumed. Exit status 130.
+
+    Like KeyboardInterrupt it is no Exception: whoever handles errors must not swallow it.
+    """

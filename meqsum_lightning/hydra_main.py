@@ -8,17 +8,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from meqsum_lightning.cli import DONE, FAILED, Request
+from meqsum_lightning.cli import DONE, FAILED, HYDRA_SWITCHES, Request
 from meqsum_lightning.config.compose import (
     build_config,
     compose,
-    conf_dir,
-    config_groups,
-    parse_overrides,
     search_path,
 )
+from meqsum_lightning.config.groups import conf_dir, config_groups
+from meqsum_lightning.config.overrides import parse_overrides
 from meqsum_lightning.config.validate import validate
 from meqsum_lightning.errors import UserError
+
+HYDRA_VIEWS = {"--cfg", "-c", "--info", "-i", "--hydra-help"}
 
 
 def show(request: Request) -> int:
@@ -26,13 +27,16 @@ def show(request: Request) -> int:
     if request.help:
         print(command_help(request))
         return DONE
-    options = dict(zip(request.hydra[::2], request.hydra[1::2], strict=False))
+    values = [word for word in request.hydra if word not in HYDRA_SWITCHES]
+    options = dict(zip(values[::2], values[1::2], strict=True))
     kind = options.get("--cfg", options.get("-c"))
     if kind == "job":
         print(shown_config(request, options.get("--package", options.get("-p"))), end="")
         return DONE
     if kind is not None and kind not in ("hydra", "all"):
         raise UserError(f"--cfg {kind}: no such part; expected job, hydra or all")
+    if not HYDRA_VIEWS & set(request.hydra):
+        raise UserError(f"{request.hydra[0]}: shows nothing by itself; expected --cfg job with it")
     call_hydra(
         request.command, [*request.hydra, *_for_hydra(request)], _nothing, request.config_dirs
     )
@@ -91,25 +95,23 @@ def sweep(request: Request) -> int:
 
     if request.command != "train":
         raise UserError(f"-m: meqsum {request.command} has no sweeps; expected meqsum train -m")
-    _, mistakes = parse_overrides("train", request.overrides, request.config_dirs, sweep=True)
-    if mistakes:
-        raise UserError(mistakes)
+    for word in request.overrides:
+        name, _, value = word.partition("=")
+        if name in ("resume", "output_dir"):
+            raise UserError(
+                f"{name}={value}: each job of a sweep has a directory of its own; "
+                "expected hydra.sweep.dir=DIR"
+            )
     words = _for_hydra(request, sweep=True)
     parsed = OverridesParser.create().parse_overrides(words)
     jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-    lines: list[str] = []
-    for job in jobs:
-        try:
-            build_config("train", job, request.config_dirs)
-        except UserError as error:
-            lines += error.lines
-    if lines:
-        raise UserError(list(dict.fromkeys(lines)))
+    configs = _all_or_error(jobs, lambda job: build_config("train", job, request.config_dirs))
     from meqsum_lightning.console import print_result
-    from meqsum_lightning.engine.train import train
+    from meqsum_lightning.engine.train import check, train
     from meqsum_lightning.logs import configure
 
     configure(request.verbose)
+    _all_or_error(configs, check)
     failures: list[str] = []
 
     def run(_: Any) -> None:
@@ -126,6 +128,19 @@ def sweep(request: Request) -> int:
     for line in failures:
         print(f"meqsum: {line}", file=sys.stderr)
     return FAILED if failures else DONE
+
+
+def _all_or_error(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
+    """Results for all items, or one error with every mistake found."""
+    results, lines = [], []
+    for item in items:
+        try:
+            results.append(function(item))
+        except UserError as error:
+            lines += error.lines
+    if lines:
+        raise UserError(list(dict.fromkeys(lines)))
+    return results
 
 
 def call_hydra(

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "meqsum_lightning"
 BASE = {"errors", "files", "config"}
 ALLOWED = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "logs": set(),
     "config": {"errors", "config"},
     "data": BASE | {"data"},

@@ -4,7 +4,7 @@ import json
 
 from meqsum_lightning.cli import main
 from meqsum_lightning.engine import train as training
-from meqsum_lightning.errors import RunFailed
+from meqsum_lightning.errors import RunFailed, RunInterrupted
 from tests.conftest import small_overrides
 
 
@@ -34,6 +34,17 @@ def test_a_job_that_fails(tiny_backbone, questions_file, tmp_path, monkeypatch, 
     assert main(words(tiny_backbone, questions_file, tmp_path, "adapter.r=1,2")) == 1
     assert "job 1/2 failed: RunFailed: diverged" in capsys.readouterr().err
     assert (tmp_path / "sweep" / "1" / "run.json").exists()
+
+
+def test_an_interrupt_ends_the_sweep(tiny_backbone, questions_file, tmp_path, monkeypatch):
+    def train(cfg):
+        started.append(cfg.seed)
+        raise RunInterrupted("stopped by SIGINT")
+
+    started: list[int] = []
+    monkeypatch.setattr(training, "train", train)
+    assert main(words(tiny_backbone, questions_file, tmp_path, "seed=1,2,3")) == 130
+    assert started == [1]
 
 
 def test_one_wrong_point_refuses_the_sweep(tiny_backbone, questions_file, tmp_path):

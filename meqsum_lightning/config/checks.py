@@ -102,8 +102,14 @@ def split_is_known(get: Get) -> Iterator[str]:
 
 
 def fold_exists(get: Get) -> Iterator[str]:
-    """The tested fold is one of the folds."""
+    """The tested fold is one of the folds, and there are folds."""
     fold, folds = get("data.fold"), get("data.folds")
+    if fold and get("data.split") != "folds":
+        yield (
+            f"data.fold={fold}: data.split={_show(get('data.split'))} has no folds; "
+            "expected data.split=folds"
+        )
+        return
     if fold >= folds:
         yield f"data.fold={fold}: data.folds={folds}; expected 0 to {folds - 1}"
 
@@ -117,6 +123,16 @@ def precision_is_safe(get: Get) -> Iterator[str]:
             "trainer.precision=16-mixed: T5 overflows in fp16 (NaN loss); "
             "expected bf16-mixed or 32-true"
         )
+
+
+def one_device(get: Get) -> Iterator[str]:
+    """Several devices are still to come; Lightning alone would start this program again."""
+    for key in ("devices", "num_nodes"):
+        if get(f"trainer.{key}") != 1:
+            yield (
+                f"trainer.{key}={get(f'trainer.{key}')}: several devices are not supported yet; "
+                "expected 1"
+            )
 
 
 def random_weights_have_a_shape(get: Get) -> Iterator[str]:
@@ -155,8 +171,9 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[Get], Iterator[str]]], ...] = (
         data_paths_fit,
     ),
     (("data.split", "data.train_path"), split_is_known),
-    (("data.fold", "data.folds"), fold_exists),
+    (("data.fold", "data.folds", "data.split"), fold_exists),
     (("trainer.precision",), precision_is_safe),
+    (("trainer.devices", "trainer.num_nodes"), one_device),
     (("model.weights", "model.shape"), random_weights_have_a_shape),
     (("resume", "rerun", "output_dir"), paths_do_not_collide),
     (("logger", "callbacks", "optim.optimizer"), targets_are_allowed),

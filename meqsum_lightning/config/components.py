@@ -78,6 +78,19 @@ def load_class(target: str, base: type) -> type:
     return found
 
 
+def check_arguments(key: str, target: str, base: type, arguments: dict[str, Any]) -> None:
+    """Checks a class path and the names of its arguments without building the object.
+
+    Raises:
+        UserError: The class can't be loaded, or has no such argument.
+    """
+    found = load_class(target, base)
+    try:
+        inspect.signature(found).bind_partial(**arguments)
+    except TypeError as error:
+        raise UserError(f"{key}: {target} refuses its arguments: {error}") from None
+
+
 def build(key: str, target: str, base: type, arguments: dict[str, Any]) -> Any:
     """Builds an object from a class path and keyword arguments.
 

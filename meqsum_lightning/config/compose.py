@@ -1,12 +1,10 @@
 """Composing a configuration with Hydra: overrides in, plain dictionary out.
 
-Knows where `conf/` lies and how overrides are written; what keys mean is `validate.py`.
+How overrides are written is `overrides.py`, what keys mean is `validate.py`.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +12,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from meqsum_lightning.config.groups import conf_dir
+from meqsum_lightning.config.overrides import ParsedOverride, parse_overrides
 from meqsum_lightning.config.schema import Section
 from meqsum_lightning.config.validate import validate
 from meqsum_lightning.errors import UserError
 
-# Building blocks of other files, not choices of their own.
-HIDDEN_OPTIONS = ("base",)
 RUN_FILE = "config.yaml"
 # What evaluation and prediction take over from a run.
 RUN_SECTIONS = ("seed", "data", "model", "adapter", "generation", "metrics")
-
-
-def conf_dir() -> Path:
-    """The folder of configuration files: inside an installed package, or beside a checkout's."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def build_config(
@@ -70,93 +61,22 @@ def compose(
     if start is not None and start.text_value not in ("null", ""):
         stored = stored_config(start.key, start.text_value)
         if stored is not None:
-            _take_stored(fresh, stored, command, parsed)
+            mistakes += _fixed_adapter(command, parsed)
+            try:
+                _take_stored(fresh, stored, command, parsed)
+            except (OmegaConfBaseException, ValueError, TypeError):
+                raise UserError(
+                    f"{start.key}={start.text_value}: its {RUN_FILE} is no run's configuration; "
+                    "expected the file that the run wrote"
+                ) from None
     raw = _plain(fresh)
+    for group in ("logger", "callbacks"):
+        # `logger=[]` leaves nothing at all; only training has loggers.
+        if command in ("train", "plan"):
+            raw.setdefault(group, {})
     _drop_unused_adapter_keys(raw, {item.key for item in parsed})
+    _replace_components(raw, parsed)
     return raw, mistakes
-
-
-@dataclass(frozen=True)
-class ParsedOverride:
-    """One override: its key, whether it picks a config group, and the form that Hydra is given."""
-
-    key: str
-    is_group: bool
-    hydra: str
-    text_value: str
-    value: Any
-
-
-def parse_overrides(
-    command: str, overrides: Sequence[str], config_dirs: Sequence[str] = (), sweep: bool = False
-) -> tuple[list[ParsedOverride], list[str]]:
-    """Reads overrides and checks their form and the names of groups and choices.
-
-    Args:
-        command: The command whose root file is composed.
-        overrides: Texts as typed.
-        config_dirs: Further folders of config groups.
-        sweep: Whether several values per key are allowed (`-m`).
-
-    Returns:
-        The usable overrides, and one line per mistake.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    parsed, mistakes = [], []
-    groups = config_groups(command, config_dirs)
-    for text in overrides:
-        if text.startswith("--"):
-            mistakes.append(f"{text}: no such option; expected key=value (without dashes)")
-            continue
-        if "=" not in text and not text.startswith("~"):
-            mistakes.append(f"{text}: not an override; expected key=value")
-            continue
-        try:
-            item = parser.parse_override(text)
-        except HydraException:
-            key, _, given = text.partition("=")
-            mistakes.append(
-                f"{text}: cannot be read; expected key=value, "
-                f"with quotes around special characters: '{key}=\"{given}\"'"
-            )
-            continue
-        key = item.key_or_group
-        if item.is_delete():
-            mistakes.append(f"{text}: keys cannot be removed; expected key=null")
-            continue
-        if item.is_sweep_override() and not sweep:
-            mistakes.append(f"{text}: several values; expected one, or -m for a sweep")
-            continue
-        value: Any = None if item.is_sweep_override() else item.value()
-        is_group = key in groups and not isinstance(value, dict)
-        text_value: str = text.partition("=")[2]
-        if is_group:
-            wrong = _wrong_choices(key, item, groups[key])
-            mistakes.extend(wrong)
-            if not wrong:
-                parsed.append(ParsedOverride(key, True, f"{key}={text_value}", text_value, value))
-            continue
-        if not key.startswith("hydra."):
-            # Forced, so that Hydra lets unknown keys through to the validator, which knows better.
-            text = f"++{key}={text_value}"
-        shown = value if isinstance(value, str) else text_value
-        parsed.append(ParsedOverride(key, False, text, shown, value))
-    return parsed, mistakes
-
-
-def config_groups(command: str, config_dirs: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The config groups of a command and the choices of each."""
-    groups: dict[str, list[str]] = {"hydra/launcher": [], "hydra/sweeper": []}
-    defaults = _default_groups(command)
-    for root in (conf_dir(), *map(Path, config_dirs)):
-        for name in defaults:
-            found = sorted(path.stem for path in (root / name).glob("*.yaml"))
-            options = groups.setdefault(name, [])
-            options.extend(o for o in found if o not in options and o not in HIDDEN_OPTIONS)
-    return groups
 
 
 def stored_config(key: str, folder: str) -> dict[str, Any] | None:
@@ -182,45 +102,9 @@ def stored_config(key: str, folder: str) -> dict[str, Any] | None:
         stored = OmegaConf.to_container(OmegaConf.load(file))
     except (OmegaConfBaseException, OSError, ValueError, YAMLError) as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}); expected yaml") from None
-    if not isinstance(stored, dict):
-        raise UserError(f"{file}: not a configuration; expected a run directory's own file")
+    if not isinstance(stored, dict) or not set(RUN_SECTIONS) <= set(stored):
+        raise UserError(f"{file}: no run's configuration; expected the file that the run wrote")
     return {str(name): value for name, value in stored.items()}
-
-
-def _default_groups(command: str) -> list[str]:
-    groups: list[str] = []
-    file: str | None = command
-    while file is not None:
-        document = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{file}.yaml"))
-        assert isinstance(document, dict)
-        file = None
-        for entry in document.get("defaults", []):
-            if isinstance(entry, dict):
-                groups.extend(name for name in map(str, entry) if not name.startswith("override"))
-            elif entry != "_self_":
-                file = str(entry)
-    return groups
-
-
-def _wrong_choices(key: str, item: Any, options: list[str]) -> list[str]:
-    if not options:
-        return []
-    values = (
-        [str(v) for v in item.sweep_string_iterator()]
-        if item.is_sweep_override()
-        else item.value()
-        if isinstance(item.value(), list)
-        else [item.value()]
-    )
-    lines = []
-    for value in values:
-        name = str(value).removesuffix(".yaml")
-        if value is None or name in options or name.startswith("["):
-            continue
-        close = difflib.get_close_matches(name, options, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        lines.append(f"{key}={value}: no such choice; expected {', '.join(options)}{hint}")
-    return lines
 
 
 def _compose(command: str, parsed: Sequence[ParsedOverride], config_dirs: Sequence[str]) -> Any:
@@ -231,7 +115,7 @@ def _compose(command: str, parsed: Sequence[ParsedOverride], config_dirs: Sequen
     with initialized():
         try:
             return hydra_compose(command, words)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise UserError(f"{_guilty(parsed, str(error))}{str(error).splitlines()[0]}") from None
 
 
@@ -301,6 +185,31 @@ def _take_stored(
     for item in parsed:
         if not item.is_group and not item.key.startswith("hydra."):
             OmegaConf.update(fresh, item.key, item.value, merge=True, force_add=True)
+
+
+def _fixed_adapter(command: str, parsed: Sequence[ParsedOverride]) -> list[str]:
+    """Mistakes of asking a finished run for another adapter than it has, or than none."""
+    if command not in ("evaluate", "predict"):
+        return []
+    return [
+        f"{item.key}={item.text_value}: the run has its own adapter; "
+        "expected adapter=none (its backbone alone) or no adapter key"
+        for item in parsed
+        if item.key.split(".")[0] == "adapter" and item.value != "none"
+    ]
+
+
+def _replace_components(raw: dict[str, Any], parsed: Sequence[ParsedOverride]) -> None:
+    """A `_target_` that was typed brings its own arguments: those of the class before it go."""
+    given = {item.key: item.value for item in parsed if not item.is_group}
+    node = raw.get("optim", {}).get("optimizer") if isinstance(raw.get("optim"), dict) else None
+    whole = given.get("optim.optimizer")
+    if isinstance(whole, dict) and "_target_" in whole:
+        raw["optim"]["optimizer"] = dict(whole)
+    elif isinstance(node, dict) and "optim.optimizer._target_" in given:
+        raw["optim"]["optimizer"] = {
+            name: value for name, value in node.items() if f"optim.optimizer.{name}" in given
+        }
 
 
 def _drop_unused_adapter_keys(raw: dict[str, Any], given: set[str]) -> None:

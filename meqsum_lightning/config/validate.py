@@ -5,6 +5,7 @@ rerun and for Python. It reports every mistake at once, one line each.
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,8 @@ from pydantic_core import ErrorDetails
 from meqsum_lightning.config.checks import CHECKS
 from meqsum_lightning.config.schema import SCHEMAS, Section
 from meqsum_lightning.errors import UserError
+
+PATH_KEYS = ("path", "train_path", "val_path", "test_path")
 
 # What people call a key elsewhere, so that a slip of the other name is understood too.
 SYNONYMS = {
@@ -113,10 +116,28 @@ def _resolve(model: Section) -> Section:
     adapter, data = getattr(model, "adapter", None), getattr(model, "data", None)
     if adapter is not None and adapter.r is not None and adapter.alpha is None:
         changes["adapter"] = adapter.model_copy(update={"alpha": float(2 * adapter.r)})
-    if data is not None and data.split is None:
-        split = "given" if data.train_path is not None else [0.8, 0.1, 0.1]
-        changes["data"] = data.model_copy(update={"split": split})
+    if data is not None:
+        update: dict[str, Any] = {key: _absolute(getattr(data, key)) for key in PATH_KEYS}
+        if data.split is None:
+            update["split"] = "given" if data.train_path is not None else [0.8, 0.1, 0.1]
+        elif isinstance(data.split, str) and data.split.endswith(".json"):
+            update["split"] = _absolute(data.split)
+        changes["data"] = data.model_copy(update=update)
+    backbone = getattr(model, "model", None)
+    if backbone is not None:
+        folders = {
+            key: _absolute(value)
+            for key in ("backbone", "tokenizer")
+            if (value := getattr(backbone, key)) not in (None, "embedded")
+            and Path(value).expanduser().is_dir()
+        }
+        changes["model"] = backbone.model_copy(update=folders)
     return model.model_copy(update=changes) if changes else model
+
+
+def _absolute(path: str | None) -> str | None:
+    """A path that means the same from every folder: runs are resumed from elsewhere."""
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def _key_of(loc: tuple[int | str, ...], schema: type[Section]) -> str:

@@ -17,10 +17,10 @@ from meqsum_lightning.engine.parts import check_device, load_data, prepare_proce
 from meqsum_lightning.engine.scoring import score
 from meqsum_lightning.engine.source import find_source, load_source
 from meqsum_lightning.errors import UserError
-from meqsum_lightning.files import write_json, write_text
+from meqsum_lightning.files import claimed_folder, write_json, write_text
 from meqsum_lightning.metrics.rouge import RougeProtocol
 from meqsum_lightning.models.backbones import load_tokenizer
-from meqsum_lightning.runs.record import check_free, output_folder, versions, write_predictions
+from meqsum_lightning.runs.record import output_folder, versions, write_predictions
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,16 @@ def _evaluate(cfg: EvaluateConfig) -> Evaluation:
     prepare_process(cfg)
     check_device(cfg.trainer)
     folder = evaluation_folder(cfg)
-    check_free(folder)
+    key = "output_dir" if cfg.output_dir is not None or cfg.run is None else "name"
     find_source(cfg)
-    prefix, module_data, split = _rows(cfg)
+    rows = _rows(cfg)
+    with claimed_folder(folder, key):
+        return _score(cfg, folder, *rows)
+
+
+def _score(
+    cfg: EvaluateConfig, folder: Path, prefix: str, module_data: MeQSumDataModule, split: str
+) -> Evaluation:
     source = load_source(cfg)
     module_data.tokenizer = source.tokenizer
     module = Seq2SeqModule(
@@ -90,7 +97,7 @@ def evaluation_folder(cfg: EvaluateConfig) -> Path:
 def evaluation_name(cfg: EvaluateConfig) -> str:
     """A folder name from what is evaluated: no `/` and no `=` in it."""
     if cfg.name is not None:
-        if not re.fullmatch(r"[\w.+-]{1,200}", cfg.name):
+        if not re.fullmatch(r"[\w+-][\w.+-]{0,199}", cfg.name):
             raise UserError(
                 f"name={cfg.name}: not a folder name; expected letters, digits, . + - _"
             )

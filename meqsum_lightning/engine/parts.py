@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedTokenizerBase
 
-from meqsum_lightning.config.components import build
+from meqsum_lightning.config.checks import LOW_RANK
+from meqsum_lightning.config.components import build, check_arguments
 from meqsum_lightning.config.schema import SharedConfig, TrainConfig, TrainerConfig
 from meqsum_lightning.data.datamodule import MeQSumDataModule
 from meqsum_lightning.data.rows import RowSet
@@ -21,7 +22,9 @@ from meqsum_lightning.data.splits import Split, make_split
 from meqsum_lightning.engine.progress import BarProgress, progress_callback
 from meqsum_lightning.errors import UserError
 from meqsum_lightning.logs import adopt_lightning
+from meqsum_lightning.models.adapters import check_rank
 from meqsum_lightning.models.backbones import check_backbone, check_lengths, load_tokenizer
+from meqsum_lightning.models.optim import build_optimizer
 from meqsum_lightning.models.targets import select_modules
 from meqsum_lightning.runs.metrics_csv import MetricsCsvLogger
 
@@ -47,8 +50,23 @@ def check_everything(cfg: SharedConfig) -> None:
     check_device(cfg.trainer)
     config = check_backbone(cfg.model)
     check_lengths(config, cfg.data)
-    if cfg.adapter.method not in ("full", "none"):
-        select_modules(config, cfg.adapter)
+    if cfg.adapter.method in LOW_RANK:
+        check_rank(select_modules(config, cfg.adapter), cfg.adapter)
+
+
+def check_components(cfg: TrainConfig) -> None:
+    """Finds mistakes in the classes and arguments that a training's config names.
+
+    Raises:
+        UserError: A class can't be loaded, or does not take the arguments.
+    """
+    low_rank = cfg.adapter.method in LOW_RANK
+    names = ("lora_A.weight", "lora_B.weight") if low_rank else ("weight", "bias")
+    if cfg.adapter.method != "none":
+        build_optimizer({name: torch.nn.Parameter(torch.zeros(1, 1)) for name in names}, cfg.optim)
+    build_callbacks(cfg)
+    for name, component in cfg.logger.items():
+        check_arguments(f"logger.{name}", component.target, Logger, component.arguments)
 
 
 def check_device(trainer: TrainerConfig) -> None:
@@ -177,7 +195,8 @@ def build_loggers(cfg: TrainConfig, folder: Path, resume_step: int | None) -> li
     for name, component in cfg.logger.items():
         if name == "csv":
             continue
-        target = folder / name
+        # W&B makes a folder wandb/ of its own.
+        target = folder if name == "wandb" else folder / name
         target.mkdir(parents=True, exist_ok=True)
         arguments = {"save_dir": str(target), **component.arguments}
         loggers.append(build(f"logger.{name}", component.target, Logger, arguments))

@@ -15,6 +15,7 @@ from meqsum_lightning.engine.module import Seq2SeqModule
 from meqsum_lightning.engine.parts import build_trainer, check_device, prepare_process
 from meqsum_lightning.engine.source import find_source, load_source
 from meqsum_lightning.errors import UserError
+from meqsum_lightning.files import claimed_file
 from meqsum_lightning.metrics.rouge import RougeProtocol
 
 log = logging.getLogger("meqsum_lightning")
@@ -40,23 +41,26 @@ def predict(cfg: PredictConfig) -> Path | None:
         )
     if cfg.output is None:
         raise UserError("output=null: missing; expected a file to write, or - for standard output")
-    check_output(cfg.output)
+    if cfg.output != "-":
+        table_kind(cfg.output, "output")
     prepare_process(cfg)
     check_device(cfg.trainer)
     find_source(cfg)
-    rows, frame = load_questions(cfg.input, cfg.data)
-    with InterruptGuard():
-        texts = summarize_rows(cfg, rows)
     if cfg.output == "-":
-        write_lines(texts)
+        rows, _ = load_questions(cfg.input, cfg.data)
+        with InterruptGuard():
+            write_lines(summarize_rows(cfg, rows))
         return None
-    name = SUMMARY_COLUMN
-    while name in frame.columns:
-        name += "_new"
-    frame = frame.assign(**{name: texts})
-    write_table(frame, cfg.output)
+    path = Path(cfg.output).expanduser()
+    with claimed_file(path, "output"), InterruptGuard():
+        rows, frame = load_questions(cfg.input, cfg.data)
+        texts = summarize_rows(cfg, rows)
+        name = SUMMARY_COLUMN
+        while name in frame.columns:
+            name += "_new"
+        write_table(frame.assign(**{name: texts}), path)
     print(f"{len(texts)} summaries in {cfg.output}", file=sys.stderr)
-    return Path(cfg.output)
+    return path
 
 
 def summarize_rows(cfg: PredictConfig, rows: RowSet) -> list[str]:
@@ -85,19 +89,3 @@ def summarize_rows(cfg: PredictConfig, rows: RowSet) -> list[str]:
         )
     by_id = {part.rows[index].id: text for index, text in module.predictions.items()}
     return [by_id.get(row.id, "") for row in rows.rows]
-
-
-def check_output(output: str) -> None:
-    """Refuses an output that exists, has no folder, or is of an unknown kind.
-
-    Raises:
-        UserError: With the reason.
-    """
-    if output == "-":
-        return
-    path = Path(output).expanduser()
-    table_kind(path, "output")
-    if path.exists():
-        raise UserError(f"output={output}: exists; expected a new file")
-    if not path.parent.is_dir():
-        raise UserError(f"output={output}: no folder {path.parent}; expected an existing folder")

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from meqsum_lightning.config.schema import ModelConfig, SharedConfig
 from meqsum_lightning.errors import UserError
-from meqsum_lightning.files import read_json
 from meqsum_lightning.models.adapters import load_peft_folder, peft_base, read_peft_config
 from meqsum_lightning.models.backbones import backbone_fingerprint, load_backbone, load_tokenizer
+from meqsum_lightning.runs.record import read_record
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,7 @@ def _of_run(cfg: SharedConfig, folder: Path) -> _Place:
             update={"backbone": path, "revision": None, "weights": "pretrained", "tokenizer": None}
         )
         return _Place("model", folder / "model", model)
-    try:
-        status = read_json(folder / "run.json").get("status")
-    except (OSError, ValueError):
-        status = "unreadable"
+    status = read_record(folder, "run")["status"]
     raise UserError(
         f"run={folder}: the run is {status} and has left no adapter; expected a completed run"
     )

@@ -20,13 +20,14 @@ from meqsum_lightning.engine.parts import (
     build_callbacks,
     build_loggers,
     build_trainer,
+    check_components,
     check_everything,
     load_data,
     prepare_process,
 )
 from meqsum_lightning.engine.scoring import Scores, collect, score, score_base
-from meqsum_lightning.errors import UserError
-from meqsum_lightning.files import write_json
+from meqsum_lightning.errors import RunFailed, UserError
+from meqsum_lightning.files import check_free
 from meqsum_lightning.metrics.rouge import RougeProtocol
 from meqsum_lightning.models.adapters import apply_adapter, save_adapter, trainable_parameters
 from meqsum_lightning.models.backbones import (
@@ -39,8 +40,8 @@ from meqsum_lightning.runs.checkpoints import BEST, latest_checkpoint, load_chec
 from meqsum_lightning.runs.hashing import config_hash, stable_part
 from meqsum_lightning.runs.record import (
     CONFIG_FILE,
+    RUN_FILE,
     RunRecord,
-    check_free,
     output_folder,
     read_metrics,
     write_predictions,
@@ -81,20 +82,54 @@ def train(cfg: TrainConfig) -> TrainResult:
         folder = run_folder(cfg)
         if cfg.resume is None:
             check_free(folder)
-        check_everything(cfg)
-        data = load_data(cfg)
+        data = check(cfg)
         facts = describe(cfg, data)
         if cfg.resume is None:
-            record = RunRecord.create(folder, cfg.model_dump(by_alias=True), facts)
-            write_json(folder / "splits.json", data.split.to_json())
+            config = cfg.model_dump(by_alias=True)
+            record = RunRecord.create(folder, config, facts, data.split.to_json())
         else:
-            record = RunRecord.reopen(folder)
-            check_resumable(cfg, record)
-            check_same_data(facts, record)
+            record = reopen(cfg, folder, facts)
         announce(cfg, data, folder)
-        with record:
-            run_training(cfg, data, record, guard)
+        try:
+            with record:
+                run_training(cfg, data, record, guard)
+        except (UserError, RunFailed):
+            raise
+        except Exception as error:
+            raise RunFailed(
+                f"{type(error).__name__}: {error}; traceback in {folder / 'logs' / 'train.log'}"
+            ) from error
     return TrainResult(folder, read_metrics(folder))
+
+
+def check(cfg: TrainConfig) -> Data:
+    """Finds every mistake of the user's that shows without weights; writes nothing.
+
+    Returns:
+        Rows, split and tokenizer.
+
+    Raises:
+        UserError: The device, backbone, adapter, components or rows can't be used.
+    """
+    check_everything(cfg)
+    check_components(cfg)
+    return load_data(cfg)
+
+
+def reopen(cfg: TrainConfig, folder: Path, facts: Mapping[str, Any]) -> RunRecord:
+    """The record of a run to go on with, after making sure that it is the same run.
+
+    Raises:
+        UserError: It can't be resumed, or not with these settings, rows or this backbone.
+    """
+    record = RunRecord.reopen(folder)
+    try:
+        check_resumable(cfg, record)
+        check_same_data(facts, record)
+    except BaseException:
+        record.release()
+        raise
+    return record
 
 
 def run_training(cfg: TrainConfig, data: Data, record: RunRecord, guard: InterruptGuard) -> None:
@@ -154,7 +189,7 @@ def fit(
 ) -> None:
     """Runs the training loop from where the job stands, which may be its end."""
     checkpoints = record.folder / "checkpoints"
-    saved = latest_checkpoint(checkpoints)
+    saved = latest_checkpoint(checkpoints, record.record["config_hash"])
     if saved is not None:
         job.load_state_dict(saved["job"])
         log.info("resuming at epoch %d, step %d", job.cursor.epoch, job.cursor.global_step)
@@ -223,7 +258,9 @@ def run_folder(cfg: TrainConfig) -> Path:
     """The run directory: the resumed one, `output_dir`, or `outputs/DATE/TIME`."""
     if cfg.resume is not None:
         return Path(cfg.resume).expanduser()
-    return output_folder(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
+    # The folder one stands in is replaced by a new one: only its full name leads there.
+    return folder.resolve() if folder.resolve() == Path.cwd() else folder
 
 
 def announce(cfg: TrainConfig, data: Data, folder: Path) -> None:
@@ -284,9 +321,13 @@ def check_same_data(facts: Mapping[str, Any], record: RunRecord) -> None:
         UserError: With both fingerprints.
     """
     known = record.record
+    if not isinstance(known["data"], dict) or not isinstance(known["split"], dict):
+        raise UserError(
+            f"{record.folder / RUN_FILE}: damaged; expected the file that the run wrote"
+        )
     pairs = {
-        "data": (known["data"]["fingerprint"], facts["data"]["fingerprint"]),
-        "data.split": (known["split"]["fingerprint"], facts["split"]["fingerprint"]),
+        "data": (known["data"].get("fingerprint"), facts["data"]["fingerprint"]),
+        "data.split": (known["split"].get("fingerprint"), facts["split"]["fingerprint"]),
         "model.backbone": (known["base_revision"], facts["base_revision"]),
     }
     lines = [
@@ -294,6 +335,12 @@ def check_same_data(facts: Mapping[str, Any], record: RunRecord) -> None:
         for key, (before, now) in pairs.items()
         if before != now
     ]
+    if not lines and facts["config_hash"] != known["config_hash"]:
+        lines = [
+            f"{record.folder / CONFIG_FILE}: changed since the run was started "
+            f"(hash {facts['config_hash']}, in {RUN_FILE} {known['config_hash']}); "
+            f"expected the original (rerun={record.folder} starts afresh)"
+        ]
     if lines:
         raise UserError(lines)
 

@@ -8,7 +8,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from meqsum_lightning.config.schema import AdapterConfig
 from meqsum_lightning.errors import UserError
 from meqsum_lightning.models.backbones import save_model
-from meqsum_lightning.models.targets import peft_targets, select_modules
+from meqsum_lightning.models.targets import TargetModule, peft_targets, select_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,12 +81,7 @@ def apply_adapter(
         raise UserError(
             f"adapter.r=null: adapter={adapter.method} needs a rank; expected 1 or more"
         )
-    smallest = min(min(m.in_features, m.out_features) for m in modules)
-    if adapter.method == "pissa" and adapter.r > smallest:
-        raise UserError(
-            f"adapter.r={adapter.r}: PiSSA starts from singular vectors, and the smallest chosen "
-            f"layer has {smallest}; expected at most {smallest}"
-        )
+    check_rank(modules, adapter)
     alpha = 2 * adapter.r if adapter.alpha is None else adapter.alpha
     config = LoraConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,
@@ -112,6 +107,24 @@ def apply_adapter(
     config.revision = base_revision
     _check_adapted(model, {m.name for m in modules})
     return model.train()
+
+
+def check_rank(modules: Iterable[TargetModule], adapter: AdapterConfig) -> None:
+    """Refuses a PiSSA rank beyond the number of singular vectors.
+
+    Args:
+        modules: What `select_modules` chose.
+        adapter: Method and rank.
+
+    Raises:
+        UserError: With the largest rank.
+    """
+    smallest = min(min(m.in_features, m.out_features) for m in modules)
+    if adapter.method == "pissa" and adapter.r is not None and adapter.r > smallest:
+        raise UserError(
+            f"adapter.r={adapter.r}: PiSSA starts from singular vectors, and the smallest chosen "
+            f"layer has {smallest}; expected at most {smallest}"
+        )
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

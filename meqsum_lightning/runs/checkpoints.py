@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from meqsum_lightning.errors import RunFailed
+from meqsum_lightning.errors import RunFailed, UserError
 from meqsum_lightning.files import atomic_path
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 FORMAT = 1
+JOB_STATE = {"adapter", "optimizer", "schedule", "cursor", "best", "stopper", "usage"}
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise CorruptCheckpoint(
                 f"{path}: checkpoint of format {content['format']}; this version reads {FORMAT}"
             )
+        if missing := JOB_STATE - set(content["job"]):
+            raise CorruptCheckpoint(f"{path}: corrupt, without {', '.join(sorted(missing))}")
         return content
     except CorruptCheckpoint:
         raise
@@ -71,23 +74,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def latest_checkpoint(folder: Path) -> dict[str, Any] | None:
+def latest_checkpoint(folder: Path, config_hash: str) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, to go on from.
 
     Args:
         folder: `checkpoints/` of a run directory.
+        config_hash: Hash of the run's configuration.
 
     Returns:
         Its content, or None when there is no checkpoint at all.
 
     Raises:
         CorruptCheckpoint: There are checkpoints, and none can be read.
+        UserError: A checkpoint belongs to another run.
     """
     found = [folder / name for name in (LAST, PREVIOUS, BEST) if (folder / name).exists()]
     faults = []
     for path in found:
         try:
-            return load_checkpoint(path)
+            content = load_checkpoint(path)
+            if content["config_hash"] != config_hash:
+                raise UserError(
+                    f"{path}: of a run with hash {content['config_hash']}, this one has "
+                    f"{config_hash}; expected a checkpoint of this run"
+                )
+            return content
         except CorruptCheckpoint as fault:
             faults.append(fault)
             log.warning("%s", fault)

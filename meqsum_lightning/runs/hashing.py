@@ -14,7 +14,6 @@ VOLATILE = (
     "sweep",
     "packed",
     "logger",
-    "callbacks",
     "data.workers",
     "data.cache",
     "data.path",

@@ -1,6 +1,7 @@
 """`logs/metrics.csv`: every logged value, one row per step, growing columns, ready for a resume."""
 
 import csv
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from meqsum_lightning.files import atomic_path
+
+log = logging.getLogger(__name__)
 
 FIRST_COLUMNS = ("epoch", "step")
 
@@ -28,11 +31,7 @@ class MetricsCsvLogger(Logger):
         self.rows: list[dict[str, str]] = []
         self.columns = list(FIRST_COLUMNS)
         if resume_step is not None and self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                self.columns = list(reader.fieldnames or FIRST_COLUMNS)
-                kept = (row for row in reader if (row["step"] or "").isdigit())
-                self.rows = [row for row in kept if int(row["step"]) < resume_step]
+            self._take_up(resume_step)
             self._rewrite()
 
     @property
@@ -74,6 +73,20 @@ class MetricsCsvLogger(Logger):
         else:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _take_up(self, resume_step: int) -> None:
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                columns = list(reader.fieldnames or FIRST_COLUMNS)
+                kept = [row for row in reader if (row["step"] or "").isdigit()]
+        except (ValueError, KeyError, csv.Error):
+            aside = self.path.with_name(f"metrics-damaged-{resume_step}.csv")
+            self.path.replace(aside)
+            log.warning("%s: damaged, kept as %s", self.path, aside.name)
+            return
+        self.columns = columns
+        self.rows = [row for row in kept if int(row["step"]) < resume_step]
 
     def _rewrite(self) -> None:
         with (

@@ -3,13 +3,17 @@
 All writing into a run directory goes through this module and its neighbours in `runs/`.
 """
 
-import fcntl
+import contextlib
+import csv
+import errno
 import json
 import logging
 import os
 import platform
+import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import traceback
@@ -23,10 +27,22 @@ from typing import Any, Self
 import yaml
 
 from meqsum_lightning import __version__
-from meqsum_lightning.errors import RunFailed, RunInterrupted, UserError
-from meqsum_lightning.files import read_json, write_json, write_text
+from meqsum_lightning.errors import RunInterrupted, UserError
+from meqsum_lightning.files import (
+    atomic_path,
+    check_free,
+    lock,
+    mendable,
+    read_json,
+    umask,
+    write_json,
+    write_text,
+)
 
 CONFIG_FILE, RUN_FILE, METRICS_FILE = "config.yaml", "run.json", "metrics.json"
+SPLITS_FILE = "splits.json"
+# Keys that say where a run is written, not what it is.
+PLACES = ("output_dir", "resume", "rerun", "sweep")
 HEARTBEAT_SECONDS = 15.0
 LIBRARIES = ("torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "rouge-score")
 
@@ -41,95 +57,81 @@ class RunRecord:
         record: Content of `run.json` so far.
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any]):
+    def __init__(self, folder: Path, record: dict[str, Any], descriptor: int):
         self.folder = folder
         self.record = record
+        self._descriptor = descriptor
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._handler: logging.FileHandler | None = None
-        self._descriptor = _lock(folder)
+        self._log: logging.FileHandler | None = None
+        self._session_start = time.monotonic()
 
     @classmethod
-    def create(cls, folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Self:
-        """Makes a new run directory.
+    def create(
+        cls,
+        folder: Path,
+        config: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        split: Mapping[str, Any],
+    ) -> Self:
+        """Makes a new run directory; it appears whole, ready to be resumed, or not at all.
 
         Args:
             folder: Where; may exist when it is empty.
             config: Resolved configuration; paths of output, resume and sweep are left out.
             facts: Fingerprints, counts and hashes for `run.json`.
+            split: Content of `splits.json`.
 
         Raises:
             UserError: The folder holds something, or can't be written.
         """
         check_free(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            new = cls(folder, {"status": "running", "created": _now(), **facts})
-            # Again, now that nobody else can be filling it.
-            check_free(folder)
-            kept = {
-                key: value
-                for key, value in config.items()
-                if key not in ("output_dir", "resume", "rerun", "sweep")
-            }
-            write_text(folder / CONFIG_FILE, yaml.safe_dump(kept, sort_keys=False))
-        except OSError as error:
-            raise UserError(
-                f"output_dir={folder}: cannot be written ({error.strerror}); "
-                "expected a writable folder"
-            ) from None
-        return new
+        record = {"created": _now(), **facts} | _session({})
+        kept = {key: value for key, value in config.items() if key not in PLACES}
+        with mendable(folder, "output_dir"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=".run-", dir=folder.parent))
+            try:
+                fresh.chmod(0o777 & ~umask())
+                write_text(fresh / CONFIG_FILE, yaml.safe_dump(kept, sort_keys=False))
+                write_json(fresh / SPLITS_FILE, split)
+                write_json(fresh / RUN_FILE, record)
+                descriptor = _put_in_place(fresh, folder)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+        return cls(folder, record, descriptor)
 
     @classmethod
     def reopen(cls, folder: Path) -> Self:
-        """Opens a run directory to go on with it.
+        """Opens a run directory to go on with it; nothing is written before the context begins.
 
         Raises:
             UserError: It is not a run directory, it is completed, or another process works in it.
         """
-        try:
-            record = read_json(folder / RUN_FILE)
-        except (OSError, ValueError):
-            raise UserError(
-                f"resume={folder}: holds no readable {RUN_FILE}; expected a run directory"
-            ) from None
-        if record.get("status") == "completed":
+        record = read_record(folder, "resume")
+        if record["status"] == "completed":
             raise UserError(
                 f"resume={folder}: the run is completed; expected an interrupted or failed one "
                 f"(rerun={folder} starts its config afresh)"
             )
         if is_alive(record):
             raise UserError(
-                f"resume={folder}: process {record['pid']} is still running it; "
+                f"resume={folder}: process {record.get('pid')} is still running it; "
                 "expected a run that has stopped"
             )
-        return cls(folder, record)
+        with mendable(folder, "resume"):
+            descriptor = lock(folder)
+        return cls(folder, record | _session(record), descriptor)
 
     def __enter__(self) -> Self:
-        self.record |= {
-            "status": "running",
-            "pid": os.getpid(),
-            "pid_started": _process_start(os.getpid()),
-            "host": socket.gethostname(),
-            "started": self.record.get("started") or _now(),
-            "sessions": self.record.get("sessions", 0) + 1,
-            "error": None,
-            "versions": versions(),
-            "hardware": self.record.get("hardware", {}) | hardware(),
-            "git_commit": git_commit(),
-        }
         self._session_start = time.monotonic()
         self.write()
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(logs / "train.log", encoding="utf-8")
-        self._handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        )
-        logging.getLogger().addHandler(self._handler)
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
+        self._log = _QuietFile(logs / "train.log", encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(self._log)
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return self
 
     def __exit__(
@@ -139,28 +141,29 @@ class RunRecord:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        if error is None:
-            self.record["status"] = "completed"
-        elif isinstance(error, RunInterrupted | KeyboardInterrupt | SystemExit):
-            self.record |= {"status": "interrupted", "error": str(error) or "interrupted"}
-            log.warning("interrupted: %s", error)
-        else:
-            self.record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            if isinstance(error, RunFailed | UserError):
-                log.error("failed: %s", error)
-            log.debug("".join(traceback.format_exception(error)))
-            if self._handler is not None and self._handler.stream is not None:
-                self._handler.stream.write("".join(traceback.format_exception(error)))
         seconds = time.monotonic() - self._session_start
-        self.record["wall_seconds"] = round(self.record.get("wall_seconds", 0.0) + seconds, 3)
-        self.record["ended"] = _now()
+        self.record |= {
+            **_ending(error),
+            "wall_seconds": round(self.record.get("wall_seconds", 0.0) + seconds, 3),
+            "ended": _now(),
+        }
+        if error is not None and self._log is not None:
+            # Into the file alone: whoever called tells the user.
+            text = "".join(traceback.format_exception(error))
+            self._log.handle(logging.LogRecord(__name__, logging.ERROR, "", 0, text, None, None))
         try:
             self.write()
-        except OSError as problem:
-            log.error("%s cannot be written: %s", self.folder / RUN_FILE, problem)
-        if self._handler is not None:
-            logging.getLogger().removeHandler(self._handler)
-            self._handler.close()
+        except OSError:
+            self._write_in_place()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Ends the lock and the log."""
+        if self._log is not None:
+            logging.getLogger().removeHandler(self._log)
+            with contextlib.suppress(OSError):
+                self._log.close()
         os.close(self._descriptor)
 
     def update(self, **facts: Any) -> None:
@@ -177,9 +180,15 @@ class RunRecord:
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         """Adds flat metrics to `metrics.json`."""
-        path = self.folder / METRICS_FILE
-        known = read_json(path) if path.exists() else {}
-        write_json(path, known | dict(metrics))
+        write_json(self.folder / METRICS_FILE, read_metrics(self.folder) | dict(metrics))
+
+    def _write_in_place(self) -> None:
+        """On a full disk: the blocks that `run.json` has are enough for how the run ended."""
+        try:
+            text = json.dumps(self.record, default=str)
+            (self.folder / RUN_FILE).write_text(text, encoding="utf-8")
+        except OSError as problem:
+            log.error("%s cannot be written: %s", self.folder / RUN_FILE, problem)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
@@ -187,18 +196,6 @@ class RunRecord:
                 self.write()
             except OSError as problem:
                 log.warning("%s cannot be written: %s", self.folder / RUN_FILE, problem)
-
-
-def check_free(folder: Path) -> None:
-    """Refuses a run directory that holds something.
-
-    Raises:
-        UserError: It is a file, or a folder that is not empty.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir={folder}: is a file; expected a new or empty folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"output_dir={folder}: not empty; expected a new or empty folder")
 
 
 def output_folder(given: str | None) -> Path:
@@ -214,6 +211,26 @@ def output_folder(given: str | None) -> Path:
     return folder
 
 
+def read_record(folder: Path, key: str) -> dict[str, Any]:
+    """The content of `run.json`.
+
+    Args:
+        folder: A run directory.
+        key: Config key that names it, for messages.
+
+    Raises:
+        UserError: There is none, or it is not what a run writes.
+    """
+    try:
+        record = read_json(folder / RUN_FILE)
+    except (OSError, ValueError):
+        record = None
+    needed = ("status", "config_hash", "data", "split", "base_revision")
+    if not isinstance(record, dict) or any(name not in record for name in needed):
+        raise UserError(f"{key}={folder}: holds no readable {RUN_FILE}; expected a run directory")
+    return record
+
+
 def is_alive(record: Mapping[str, Any]) -> bool:
     """Whether the process that a `run.json` names is running: on this host it is looked up, of
     another host a fresh heartbeat tells.
@@ -221,8 +238,11 @@ def is_alive(record: Mapping[str, Any]) -> bool:
     if record.get("status") != "running":
         return False
     if record.get("host") != socket.gethostname():
-        beat = datetime.fromisoformat(record["heartbeat"])
-        return (datetime.now(UTC) - beat).total_seconds() < 4 * HEARTBEAT_SECONDS
+        try:
+            beat = datetime.fromisoformat(record["heartbeat"])
+            return (datetime.now(UTC) - beat).total_seconds() < 4 * HEARTBEAT_SECONDS
+        except (KeyError, ValueError, TypeError):
+            return False
     pid, started = record.get("pid"), record.get("pid_started")
     # A process id is used again: the start time tells the same process from a later one.
     return isinstance(pid, int) and started is not None and _process_start(pid) == started
@@ -271,17 +291,25 @@ def git_commit() -> str | None:
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """Metrics of a run directory; empty when it has none yet."""
+    """Metrics of a run directory; empty when it has none yet.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     path = folder / METRICS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        metrics = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{error}; expected the file that the run wrote") from None
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path}: no metrics; expected the file that the run wrote")
+    return metrics
 
 
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a table of predictions: raw text, one row per question."""
-    import csv
-
-    from meqsum_lightning.files import atomic_path
-
     columns = list(rows[0]) if rows else ["id", "question", "reference", "prediction"]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
@@ -289,24 +317,58 @@ def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _lock(folder: Path) -> int:
-    """Locks a folder against a second process; the lock ends with the process.
+class _QuietFile(logging.FileHandler):
+    """A log file whose faults (a full disk) are not worth a traceback each."""
 
-    Raises:
-        UserError: Another process holds it.
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def _put_in_place(fresh: Path, folder: Path) -> int:
+    """Moves a new run directory to its place and locks it; fails when the place has been filled.
+
+    Returns:
+        The lock's descriptor.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = lock(fresh)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Takes the place of an empty folder too.
+        os.rename(fresh, folder.resolve())
+    except OSError as error:
         os.close(descriptor)
-        raise UserError(
-            f"{folder}: another process is working in it; expected a run that has stopped"
-        ) from None
-    except OSError:
-        # Some network file systems have no locks; the process id in run.json remains.
-        log.debug("%s: no file locks here", folder)
+        if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EINVAL):
+            raise
+        # A mount point can't be replaced, only filled.
+        descriptor = lock(folder)
+        check_free(folder)
+        for name in (SPLITS_FILE, CONFIG_FILE, RUN_FILE):
+            shutil.move(fresh / name, folder / name)
     return descriptor
+
+
+def _session(before: Mapping[str, Any]) -> dict[str, Any]:
+    """What `run.json` says of the process that works on the run from now on."""
+    return {
+        "status": "running",
+        "pid": os.getpid(),
+        "pid_started": _process_start(os.getpid()),
+        "host": socket.gethostname(),
+        "heartbeat": _now(),
+        "started": before.get("started") or _now(),
+        "sessions": before.get("sessions", 0) + 1,
+        "error": None,
+        "versions": versions(),
+        "hardware": hardware(),
+        "git_commit": git_commit(),
+    }
+
+
+def _ending(error: BaseException | None) -> dict[str, Any]:
+    if error is None:
+        return {"status": "completed", "error": None}
+    if isinstance(error, RunInterrupted | KeyboardInterrupt | SystemExit):
+        return {"status": "interrupted", "error": str(error) or "interrupted"}
+    return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
 def _now() -> str:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meqsum_lightning.config import components
-from meqsum_lightning.config.compose import build_config, conf_dir
+from meqsum_lightning.config.compose import build_config
+from meqsum_lightning.config.groups import conf_dir
 from meqsum_lightning.config.schema import SCHEMAS
 from meqsum_lightning.config.validate import key_paths, suggest
 from meqsum_lightning.errors import UserError
@@ -97,7 +98,12 @@ def test_all_mistakes_come_together():
         (["adapter.target_modules=[]"], "adapter.target_modules=[]: empty"),
         (["adapter.target_modules=qvx"], "no such preset; expected qv, qkv, attention, ffn, all"),
         (["adapter.layers=[]"], "selects nothing"),
-        (["data.fold=5"], "expected 0 to 4"),
+        (["data.split=folds", "data.fold=5"], "expected 0 to 4"),
+        (["data.fold=1"], "has no folds; expected data.split=folds"),
+        (["trainer.devices=2"], "several devices are not supported yet"),
+        (["logger=null"], "logger=null: no such choice"),
+        (["callbacks=null"], "to have none: none"),
+        (["=4"], "not an override"),
         (["data.split=[0.5,0.5,0.5]"], "sum to 1.5; expected 1"),
         (["data.split=[800,100]"], "not three positive parts"),
         (["data.split=[0.5,100,100]"], "neither fractions nor counts"),
@@ -121,7 +127,7 @@ def test_all_mistakes_come_together():
         (["--adapter.r=4"], "without dashes"),
         (["adapter.r"], "expected key=value"),
         (["~adapter.r"], "keys cannot be removed"),
-        (["optim.lr=1e-3)"], "with quotes around special characters"),
+        (["optim.lr=1e-3)"], "optim.lr=1e-3): should be a valid number"),
         (["model=flan_t5_larg"], "did you mean flan_t5_large?"),
         (["trainer.accelerator=gp"], "did you mean gpu?"),
     ],
@@ -155,6 +161,56 @@ def test_alpha_follows_the_rank():
 def test_an_experiments_rank_gives_way_to_full_fine_tuning():
     assert build_config("train", ["experiment=demo", "adapter=full"]).adapter.r is None  # type: ignore[attr-defined]
     assert len(mistakes("experiment=demo", "adapter=full", "adapter.r=4")) == 1
+
+
+@pytest.mark.parametrize("name", ["800_100_100", "400_100_500"])
+def test_names_of_splits_are_names_not_numbers(name):
+    assert build_config("train", [f"data.split={name}"]).data.split == name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "path", ["a b (1).csv", "~/x.csv", "ü😀.csv", "a=b,c.csv", 'say "so".csv', "back\\slash"]
+)
+def test_odd_paths_are_texts(path):
+    cfg = build_config("predict", [f"input={path}"] if "," not in path else [f'input="{path}"'])
+    assert cfg.input == path  # type: ignore[attr-defined]
+
+
+def test_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "backbone").mkdir()
+    cfg = build_config(
+        "train", ["data=files", "data.path=a.csv", "model.backbone=backbone", "data.split=s.json"]
+    )
+    assert cfg.data.path == str(tmp_path / "a.csv")  # type: ignore[attr-defined]
+    assert cfg.data.split == str(tmp_path / "s.json")  # type: ignore[attr-defined]
+    assert cfg.model.backbone == str(tmp_path / "backbone")  # type: ignore[attr-defined]
+    assert build_config("train").model.backbone == "embedded"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optim.optimizer._target_=torch.optim.SGD",
+        "optim.optimizer={_target_: torch.optim.SGD, momentum: 0.9}",
+    ],
+)
+def test_another_optimizer_brings_its_own_arguments(override):
+    optimizer = build_config("train", [override]).optim.optimizer  # type: ignore[attr-defined]
+    assert optimizer.target == "torch.optim.SGD"
+    assert optimizer.arguments in ({}, {"momentum": 0.9})
+
+
+def test_no_loggers_at_all():
+    assert build_config("train", ["logger=[]"]).logger == {}  # type: ignore[attr-defined]
+
+
+def test_a_broken_file_is_one_line(tmp_path: Path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "bad.yaml").write_text("a: [")
+    with pytest.raises(UserError) as caught:
+        build_config("train", ["adapter=bad"], [str(tmp_path)])
+    assert len(caught.value.lines) == 1
 
 
 def test_three_files_are_a_split():

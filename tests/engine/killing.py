@@ -84,6 +84,8 @@ def _train(overrides: list[str], moment: str, number: int = signal.SIGKILL) -> N
             start(self, *args)
 
         callbacks.JobCallback.on_validation_start = on_validation_start
+    elif kind == "created":
+        training.announce = lambda *args: die()
     elif kind == "test":
         training.score = lambda *args: die()
     elif kind == "base":

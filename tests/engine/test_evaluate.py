@@ -42,8 +42,28 @@ def test_nothing_is_overwritten(run_copy):
     run(f"run={run_copy}", "name=mine")
     with pytest.raises(UserError, match="not empty"):
         run(f"run={run_copy}", "name=mine")
-    with pytest.raises(UserError, match="not a folder name"):
-        run(f"run={run_copy}", "name=../out")
+    for name in ("../out", "..", "."):
+        with pytest.raises(UserError, match="not a folder name"):
+            run(f"run={run_copy}", f"name={name}")
+
+
+def test_a_runs_adapter_is_its_own(run_copy):
+    for override in ("adapter.r=4", "adapter=lora"):
+        with pytest.raises(UserError, match="the run has its own adapter"):
+            run(f"run={run_copy}", override)
+
+
+def test_two_at_once_do_not_overwrite(run_copy):
+    import fcntl
+    import os
+
+    folder = run_copy / "evaluations" / "both"
+    folder.mkdir(parents=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process"):
+        run(f"run={run_copy}", "name=both")
+    os.close(descriptor)
 
 
 def test_a_file_of_ones_own(run_copy, tmp_path):

@@ -75,6 +75,19 @@ def test_an_existing_output_is_refused_before_anything_loads(finished_run, tmp_p
         run(f"run={finished_run}", "input=-", f"output={tmp_path / 'no' / 'out.csv'}")
 
 
+def test_a_failed_prediction_leaves_nothing(finished_run, tmp_path, monkeypatch):
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    write_table(pd.DataFrame({"question": ["What helps?"]}), source)
+
+    def broken(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("meqsum_lightning.engine.predict.summarize_rows", broken)
+    with pytest.raises(RuntimeError):
+        run(f"run={finished_run}", f"input={source}", f"output={target}")
+    assert not target.exists()
+
+
 def test_the_backbone_alone_predicts_too(tiny_backbone, tmp_path):
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     write_table(pd.DataFrame({"question": ["What helps against gout?"]}), source)

@@ -53,6 +53,7 @@ def resume(folder: Path) -> None:
 @pytest.mark.parametrize(
     "moment",
     [
+        "created",
         "base",
         "step 1",
         "step 5",
@@ -132,6 +133,41 @@ def test_settings_that_do_not_fit_are_refused_with_both_values(stopped):
     text = "\n".join(caught.value.lines)
     assert "optim.lr=0.5" in text and "0.01" in text
     assert "adapter.r=2" in text and "has 4" in text
+
+
+def test_an_edited_config_is_refused(stopped):
+    path = stopped / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.01", "lr: 0.5"))
+    with pytest.raises(UserError, match="changed since the run was started"):
+        resume(stopped)
+    # A refusal leaves the lock free, for the next try in the same process.
+    path.write_text(path.read_text().replace("lr: 0.5", "lr: 0.01"))
+    resume(stopped)
+
+
+def test_a_checkpoint_of_another_run_is_refused(stopped, finished_run):
+    shutil.copy(finished_run / "checkpoints" / "last.ckpt", stopped / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match="expected a checkpoint of this run"):
+        resume(stopped)
+
+
+def test_a_run_is_resumed_from_another_folder(
+    whole, tiny_backbone, questions_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(questions_file.parent)
+    folder = tmp_path / "run"
+    overrides = small_overrides(tiny_backbone, questions_file, folder) + DROPOUT
+    train_and_die([*overrides, f"data.path={questions_file.name}"], "step 9")
+    monkeypatch.chdir(tmp_path)
+    resume(folder)
+    assert_same(folder, whole)
+
+
+@pytest.mark.parametrize("content", ["[]", '"a"', "{}", '{"status": "failed"}', "{"])
+def test_a_damaged_record_is_one_line(stopped, content):
+    (stopped / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"no readable run\.json"):
+        resume(stopped)
 
 
 def test_how_a_run_is_carried_out_may_change(stopped, whole):

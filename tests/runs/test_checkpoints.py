@@ -5,9 +5,11 @@ import pickle
 import pytest
 import torch
 
+from meqsum_lightning.errors import UserError
 from meqsum_lightning.runs import checkpoints
 from meqsum_lightning.runs.checkpoints import (
     BEST,
+    JOB_STATE,
     LAST,
     PREVIOUS,
     CorruptCheckpoint,
@@ -19,7 +21,8 @@ from meqsum_lightning.runs.checkpoints import (
 
 
 def save(folder, name, step):
-    save_checkpoint(folder, name, "hash", {"step": step, "weights": torch.arange(3.0)})
+    state = dict.fromkeys(JOB_STATE) | {"step": step, "weights": torch.arange(3.0)}
+    save_checkpoint(folder, name, "hash", state)
 
 
 def test_the_last_becomes_the_previous(tmp_path):
@@ -31,17 +34,29 @@ def test_the_last_becomes_the_previous(tmp_path):
 
 
 def test_the_newest_that_can_be_read_is_taken(tmp_path):
-    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path, "hash") is None
     save(tmp_path, BEST, 1)
     save(tmp_path, LAST, 2)
     save(tmp_path, LAST, 3)
     (tmp_path / LAST).write_bytes(b"")
-    assert latest_checkpoint(tmp_path)["job"]["step"] == 2
+    assert latest_checkpoint(tmp_path, "hash")["job"]["step"] == 2
     (tmp_path / PREVIOUS).unlink()
-    assert latest_checkpoint(tmp_path)["job"]["step"] == 1
+    assert latest_checkpoint(tmp_path, "hash")["job"]["step"] == 1
     (tmp_path / BEST).write_bytes(b"PK\x03\x04")
     with pytest.raises(CorruptCheckpoint, match=r"last\.ckpt: corrupt.*no earlier"):
-        latest_checkpoint(tmp_path)
+        latest_checkpoint(tmp_path, "hash")
+
+
+def test_half_a_state_is_passed_over(tmp_path):
+    save(tmp_path, LAST, 1)
+    save_checkpoint(tmp_path, LAST, "hash", {})
+    assert latest_checkpoint(tmp_path, "hash")["job"]["step"] == 1
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    save(tmp_path, LAST, 1)
+    with pytest.raises(UserError, match="hash hash, this one has other"):
+        latest_checkpoint(tmp_path, "other")
 
 
 class Evil:

@@ -14,7 +14,6 @@ def hashed(*overrides: str, data: str = "rows") -> str:
     "override",
     [
         "output_dir=there",
-        "trainer.devices=2",
         "data.workers=3",
         "logger=[csv,tensorboard]",
         "trainer.progress=none",

@@ -23,6 +23,13 @@ def test_columns_grow_and_steps_share_a_row(tmp_path):
     ]
 
 
+def test_a_damaged_file_is_kept_aside(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(b"\xff\xfe\x00binary")
+    MetricsCsvLogger(tmp_path, resume_step=3).log_metrics({"a": 1.0}, step=3)
+    assert (tmp_path / "metrics-damaged-3.csv").read_bytes() == b"\xff\xfe\x00binary"
+    assert table(tmp_path)[0]["a"] == "1"
+
+
 def test_a_resume_drops_what_will_be_written_again(tmp_path):
     logger = MetricsCsvLogger(tmp_path)
     for step in range(5):

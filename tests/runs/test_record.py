@@ -10,6 +10,8 @@ from meqsum_lightning.errors import RunFailed, RunInterrupted, UserError
 from meqsum_lightning.runs import record as records
 from meqsum_lightning.runs.record import RunRecord, is_alive
 
+FACTS = {"config_hash": "h", "data": {}, "split": {}, "base_revision": "b"}
+
 
 def status(folder):
     return json.loads((folder / "run.json").read_text())
@@ -27,7 +29,10 @@ def status(folder):
 )
 def test_how_a_run_ended(error, kind, tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(type(error)), RunRecord.create(folder, {"a": 1, "output_dir": "x"}, {}):
+    with (
+        pytest.raises(type(error)),
+        RunRecord.create(folder, {"a": 1, "output_dir": "x"}, FACTS, {}),
+    ):
         assert status(folder)["status"] == "running"
         raise error
     assert status(folder)["status"] == kind and status(folder)["error"]
@@ -35,7 +40,7 @@ def test_how_a_run_ended(error, kind, tmp_path):
 
 
 def test_a_completed_run_keeps_facts_and_time(tmp_path):
-    with RunRecord.create(tmp_path / "run", {}, {"name": "x"}) as record:
+    with RunRecord.create(tmp_path / "run", {}, FACTS | {"name": "x"}, {}) as record:
         record.update(best={"epoch": 3})
         record.write_metrics({"val/loss": 1.0})
         record.write_metrics({"test/loss": float("nan")})
@@ -51,7 +56,7 @@ def test_a_completed_run_keeps_facts_and_time(tmp_path):
 def test_the_heart_beats(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(records, "_now", iter(map(str, range(10**6))).__next__)
-    with RunRecord.create(tmp_path / "run", {}, {}):
+    with RunRecord.create(tmp_path / "run", {}, FACTS, {}):
         first = status(tmp_path / "run")["heartbeat"]
         while status(tmp_path / "run")["heartbeat"] == first:
             pass
@@ -59,10 +64,10 @@ def test_the_heart_beats(tmp_path, monkeypatch):
 
 def test_two_processes_do_not_share_a_directory(tmp_path):
     with (
-        RunRecord.create(tmp_path / "run", {}, {}),
+        RunRecord.create(tmp_path / "run", {}, FACTS, {}),
         pytest.raises(UserError, match=r"not empty|another process"),
     ):
-        RunRecord.create(tmp_path / "run", {}, {})
+        RunRecord.create(tmp_path / "run", {}, FACTS, {})
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"no readable run\.json"):
         RunRecord.reopen(tmp_path / "run")
@@ -88,6 +93,6 @@ def test_another_host_is_judged_by_its_heartbeat():
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
-        RunRecord.create(tmp_path / "file", {}, {})
+        RunRecord.create(tmp_path / "file", {}, FACTS, {})
     with pytest.raises(UserError, match="cannot be written"):
-        RunRecord.create(tmp_path / "file" / "run", {}, {})
+        RunRecord.create(tmp_path / "file" / "run", {}, FACTS, {})
