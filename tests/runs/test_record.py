@@ -96,3 +96,38 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         RunRecord.create(tmp_path / "file", {}, FACTS, {})
     with pytest.raises(UserError, match="cannot be written"):
         RunRecord.create(tmp_path / "file" / "run", {}, FACTS, {})
+
+
+def test_a_full_disk_leaves_a_true_status(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with (
+        pytest.raises(OSError, match="No space"),
+        RunRecord.create(tmp_path / "run", {}, FACTS, {}),
+    ):
+        monkeypatch.setattr(records, "write_json", full)
+        full()
+    assert status(tmp_path / "run")["status"] == "failed"
+    assert "No space" in status(tmp_path / "run")["error"]
+
+
+def test_the_folder_one_stands_in_is_filled(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with RunRecord.create((tmp_path / "here"), {}, FACTS, {}) as record:
+        record.write_metrics({"val/loss": 1.0})
+    assert (tmp_path / "here" / "metrics.json").exists()
+
+
+def test_a_mount_point_is_filled_not_replaced(tmp_path, monkeypatch):
+    def busy(*args):
+        raise OSError(16, "Device or resource busy")
+
+    (tmp_path / "mount").mkdir()
+    monkeypatch.setattr(os, "rename", busy)
+    with RunRecord.create(tmp_path / "mount", {"a": 1}, FACTS, {}):
+        pass
+    names = {"config.yaml", "splits.json", "run.json", "logs"}
+    assert {path.name for path in (tmp_path / "mount").iterdir()} == names
+    assert [path.name for path in tmp_path.iterdir()] == ["mount"]
