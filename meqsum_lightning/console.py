@@ -1,6 +1,9 @@
 """What a person reads at the end of a command: scores against the backbone, examples, what next."""
 
 import csv
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,14 +118,25 @@ def examples(folder: Path) -> list[dict[str, str]]:
 
 def suggestions(folder: Path, record: dict[str, Any]) -> list[str]:
     """Commands that make sense after this run."""
-    name = _quoted(str(folder))
-    commands = [f"meqsum evaluate run={name} split=val"]
+    name, meqsum = _quoted(str(folder)), _quoted(program())
+    commands = [f"{meqsum} evaluate run={name} split=val"]
     if record["parameters"]["trainable"]:
-        commands.append(f"meqsum predict run={name} input=questions.csv output=summaries.csv")
-        commands.append(f"meqsum train rerun={name} adapter.r=16")
+        commands.append(f"{meqsum} predict run={name} input=questions.csv output=summaries.csv")
+        commands.append(f"{meqsum} train rerun={name} adapter.r=16")
     else:
-        commands.append(f"meqsum train rerun={name} adapter=lora")
+        commands.append(f"{meqsum} train rerun={name} adapter=lora")
     return commands
+
+
+def program() -> str:
+    """How `meqsum` is called from here: by name, or by its path in an environment that is not on
+    the search path (as after `make demo`).
+    """
+    beside = Path(sys.executable).parent / "meqsum"
+    if shutil.which("meqsum") or not beside.is_file():
+        return "meqsum"
+    inside = beside.is_relative_to(Path.cwd())
+    return str(beside.relative_to(Path.cwd()) if inside else beside)
 
 
 def _print_example(console: Console, example: dict[str, str]) -> None:
@@ -158,6 +172,4 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _quoted(text: str) -> str:
-    import shlex
-
     return shlex.quote(text)

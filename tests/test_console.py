@@ -1,10 +1,11 @@
 """What a person reads at the end."""
 
 import io
+import sys
 
 from rich.console import Console
 
-from meqsum_lightning.console import print_result, with_interval
+from meqsum_lightning.console import print_result, program, with_interval
 from meqsum_lightning.engine.train import TrainResult
 from meqsum_lightning.runs.record import read_metrics
 
@@ -35,6 +36,18 @@ def test_markup_in_a_question_is_text(run_copy):
     path = run_copy / "predictions.csv"
     path.write_text(path.read_text().replace("Hello", "[bold red]Hello[/nope]"))
     assert "[bold red]Hello[/nope]" in shown(run_copy)
+
+
+def test_the_next_command_can_be_typed_as_it_stands(monkeypatch, tmp_path):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "meqsum").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program() == ".venv/bin/meqsum"
+    monkeypatch.setenv("PATH", str(tmp_path / ".venv" / "bin"))
+    (tmp_path / ".venv" / "bin" / "meqsum").chmod(0o755)
+    assert program() == "meqsum"
 
 
 def test_intervals():
