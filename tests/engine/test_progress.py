@@ -2,9 +2,12 @@
 
 import io
 import re
+import subprocess
+import sys
 
 from meqsum_lightning.engine import progress
 from meqsum_lightning.engine.train import train
+from tests.conftest import small_overrides
 
 
 def test_one_plain_line_per_epoch_and_stage(small, capsys):
@@ -14,7 +17,20 @@ def test_one_plain_line_per_epoch_and_stage(small, capsys):
     assert len(epochs) == 2 and all("val/rougeL" in line for line in epochs)
     assert any(line.startswith("backbone without adapter: done in") for line in lines)
     assert any(line.startswith("test: done in") for line in lines)
-    assert not any("GPU available" in line or "💡" in line for line in lines)
+
+
+def test_the_terminal_shows_our_lines_and_no_librarys(tiny_backbone, questions_file, tmp_path):
+    # In a process of its own: other tests leave handlers of other libraries behind.
+    words = small_overrides(tiny_backbone, questions_file, tmp_path / "run")
+    words += ["trainer.progress=auto", "trainer.max_epochs=1", "test=false"]
+    done = subprocess.run(
+        [sys.executable, "-m", "meqsum_lightning", "train", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert all(line.startswith(("train: ", "epoch 1/1")) for line in lines), done.stderr
+    logged = (tmp_path / "run" / "logs" / "train.log").read_text()
+    assert "GPU available" in logged
 
 
 def test_long_stages_say_where_they_stand(small, capsys, monkeypatch):
