@@ -62,8 +62,7 @@ class MeQSumDataModule(LightningDataModule):
         tokenizer: Tokenizer of the backbone.
         data: Lengths, batch sizes, workers.
         seed: Seed of the data order.
-        trainer_config: Limits for debugging; null: none.
-        max_steps: Optimizer steps after which training ends, over all epochs.
+        trainer_config: Epochs, steps and limits of a training; None: only evaluation.
         cache_dir: Where tokens are cached; null: the user's cache.
     """
 
