@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 from meqsum_lightning import __version__
 from meqsum_lightning.errors import RunFailed, RunInterrupted, UserError
@@ -158,64 +159,49 @@ def run(request: Request) -> int:
 
 
 def _train(request: Request) -> int:
-    from meqsum_lightning.config.compose import build_config
-
-    cfg = build_config("train", request.overrides, request.config_dirs)
-    _logging(request.verbose)
+    cfg = _configured(request)
     from meqsum_lightning.console import print_result
     from meqsum_lightning.engine.train import train
 
-    print_result(train(cfg))  # type: ignore[arg-type]
+    print_result(train(cfg))
     return DONE
 
 
 def _evaluate(request: Request) -> int:
-    from meqsum_lightning.config.compose import build_config
-
-    cfg = build_config("evaluate", request.overrides, request.config_dirs)
-    _logging(request.verbose)
+    cfg = _configured(request)
     from meqsum_lightning.console import print_evaluation
     from meqsum_lightning.engine.evaluate import evaluate
 
-    print_evaluation(evaluate(cfg))  # type: ignore[arg-type]
+    print_evaluation(evaluate(cfg))
     return DONE
 
 
 def _predict(request: Request) -> int:
-    from meqsum_lightning.config.compose import build_config
-
-    cfg = build_config("predict", request.overrides, request.config_dirs)
-    _logging(request.verbose)
+    cfg = _configured(request)
     from meqsum_lightning.engine.predict import predict
 
-    predict(cfg)  # type: ignore[arg-type]
+    predict(cfg)
     return DONE
 
 
 def _plan(request: Request) -> int:
-    from meqsum_lightning.config.compose import build_config
-
-    cfg = build_config("plan", request.overrides, request.config_dirs)
-    _logging(request.verbose)
+    cfg = _configured(request)
     from rich.console import Console
 
     from meqsum_lightning.plan import make_plan, render
 
-    render(make_plan(cfg), Console())  # type: ignore[arg-type]
+    render(make_plan(cfg), Console())
     return DONE
 
 
 def _data(request: Request) -> int:
-    if request.overrides[:1] != ["audit"]:
-        given = request.overrides[0] if request.overrides else ""
-        raise UserError(f"meqsum data {given}: no such action; expected meqsum data audit")
-    from meqsum_lightning.config.compose import build_config
-
-    cfg = build_config("data", request.overrides[1:], request.config_dirs)
-    _logging(request.verbose)
+    action, *request.overrides = request.overrides or [""]
+    if action != "audit":
+        raise UserError(f"meqsum data {action}: no such action; expected meqsum data audit")
+    cfg = _configured(request)
     from meqsum_lightning.engine.audit import audit_command
 
-    audit_command(cfg)  # type: ignore[arg-type]
+    audit_command(cfg)
     return DONE
 
 
@@ -228,10 +214,16 @@ HANDLERS: dict[str, Callable[[Request], int]] = {
 }
 
 
-def _logging(verbose: bool) -> None:
+def _configured(request: Request) -> Any:
+    """The validated configuration of a command, of the kind that its schema names; then logging
+    is set up, before any library is imported.
+    """
+    from meqsum_lightning.config.compose import build_config
     from meqsum_lightning.logs import configure
 
-    configure(verbose)
+    cfg = build_config(request.command, request.overrides, request.config_dirs)
+    configure(request.verbose)
+    return cfg
 
 
 def _terminate(number: int, _: FrameType | None) -> None:

@@ -102,7 +102,7 @@ def evaluation_name(cfg: EvaluateConfig) -> str:
                 f"name={cfg.name}: not a folder name; expected letters, digits, . + - _"
             )
         return cfg.name
-    name = re.sub(r"[^\w.+-]+", "_", Path(cfg.input).stem) if cfg.input else cfg.split
+    name = _file_word(cfg.input) if cfg.input else cfg.split
     return f"{name}-base" if cfg.adapter.method == "none" and cfg.run else name
 
 
@@ -126,7 +126,12 @@ def _rows(cfg: EvaluateConfig) -> tuple[str, MeQSumDataModule, str]:
     module = MeQSumDataModule(
         rows, Split.of((), (), ids), load_tokenizer(cfg.model), file, cfg.seed, cfg.trainer
     )
-    return re.sub(r"[^\w.+-]+", "_", Path(cfg.input).stem), module, "test"
+    return _file_word(cfg.input), module, "test"
+
+
+def _file_word(path: str) -> str:
+    """A file's name as part of folder and metric names."""
+    return re.sub(r"[^\w.+-]+", "_", Path(path).stem)
 
 
 def _facts(
