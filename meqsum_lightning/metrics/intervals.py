@@ -1,9 +1,10 @@
 """Bootstrap intervals of mean scores, and the flat dictionary that `metrics.json` holds.
 
-The rows are what is resampled; scoring them is in `rouge.py`, comparing two runs is elsewhere.
+The rows are what is resampled; scoring them is in `rouge.py`, seeds and comparisons of runs are in
+`significance.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,18 +88,49 @@ def score_summary(
     return summary
 
 
-def _intervals(table: np.ndarray, resamples: int, confidence: float, seed: int) -> list[Interval]:
-    """One interval per column of a table: (rows, columns)."""
+def draw_rows(
+    rows: int, resamples: int, seed: int, width: int = 1
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows drawn with replacement, chunk by chunk: memory is bounded, the draws stay the same.
+
+    Args:
+        rows: How many rows there are to draw from, and how many are drawn each time.
+        resamples: How many times the rows are drawn.
+        seed: Seed of the draws.
+        width: Numbers that the caller keeps per drawn row; larger ones make chunks smaller.
+
+    Yields:
+        Which resamples a chunk holds, and their rows: (resamples of the chunk, rows).
+    """
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _ELEMENTS_PER_CHUNK // (rows * width))
+    for start in range(0, resamples, chunk):
+        stop = min(start + chunk, resamples)
+        yield slice(start, stop), rng.integers(0, rows, (stop - start, rows))
+
+
+def percentile_ends(means: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of percentile intervals, one per column of resampled means: (resamples, columns)."""
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail], axis=0)
+    return low, high
+
+
+def check_settings(resamples: int, confidence: float) -> None:
+    """Raises ValueError for fewer than one resample or a confidence outside (0, 1)."""
     if resamples < 1 or not 0.0 < confidence < 1.0:
         raise ValueError(
             "expected resamples >= 1 and 0 < confidence < 1, "
             f"got resamples={resamples}, confidence={confidence}"
         )
+
+
+def _intervals(table: np.ndarray, resamples: int, confidence: float, seed: int) -> list[Interval]:
+    """One interval per column of a table: (rows, columns)."""
+    check_settings(resamples, confidence)
     if not np.isfinite(table).all():
         raise ValueError("scores must be finite")
-    means = _resampled_means(table, resamples, np.random.default_rng(seed))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail], axis=0)
+    low, high = percentile_ends(_resampled_means(table, resamples, seed), confidence)
     intervals = []
     for column in range(table.shape[1]):
         first = float(table[0, column])
@@ -111,14 +143,10 @@ def _intervals(table: np.ndarray, resamples: int, confidence: float, seed: int) 
     return intervals
 
 
-def _resampled_means(table: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+def _resampled_means(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Means of resampled rows: (resamples, columns)."""
     rows, columns = table.shape
-    # Memory is bounded by the chunk; the draws don't depend on its size.
-    chunk = max(1, _ELEMENTS_PER_CHUNK // (rows * columns))
     means = np.empty((resamples, columns))
-    for start in range(0, resamples, chunk):
-        count = min(chunk, resamples - start)
-        drawn = rng.integers(0, rows, (count, rows))
-        means[start : start + count] = table[drawn].mean(axis=1)
+    for chunk, drawn in draw_rows(rows, resamples, seed, width=columns):
+        means[chunk] = table[drawn].mean(axis=1)
     return means
