@@ -12,27 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meqsum_lightning.config.question_words import QUESTION_WORDS, first_question_word
 from meqsum_lightning.config.schema import DataConfig
+from meqsum_lightning.data.cleaning import ALL_STEPS, clean_text
 from meqsum_lightning.data.grouping import Divider, Groups, apportion
 from meqsum_lightning.data.rows import RowSet
-from meqsum_lightning.data.similarity import words
 from meqsum_lightning.errors import UserError
 
 SPLITS = ("train", "val", "test")
 # Counts (train, validation, test) of the 1,000 rows: the usual one, and that of published code.
 PUBLISHED = {"800_100_100": (800, 100, 100), "400_100_500": (400, 100, 500)}
 
-# First words of summaries that ask in the same way; any other is "other".
-_STRATA = {
-    **{word: word for word in ("who", "what", "where", "when", "why", "how", "which")},
-    **dict.fromkeys(("whom", "whose"), "who"),
-    **dict.fromkeys(("is", "are", "was", "were", "am"), "is/are"),
-    **dict.fromkeys(("do", "does", "did"), "do/does"),
-    **dict.fromkeys(("can", "could", "may", "might"), "can"),
-    **dict.fromkeys(("should", "shall", "will", "would", "must"), "should/will"),
-    **dict.fromkeys(("has", "have", "had"), "has/have"),
-}
-STRATA = (*dict.fromkeys(_STRATA.values()), "other")
+# Summaries that ask in the same way.
+STRATA = QUESTION_WORDS
 
 
 @dataclass(frozen=True)
@@ -173,8 +165,7 @@ def plain_split(ids: Sequence[str], like: Split, seed: int | None) -> Split:
 
 def question_word(summary: str | None) -> str:
     """The stratum of a row: how its summary asks, one of `STRATA`."""
-    first = words(summary or "")[:1]
-    return _STRATA.get(first[0], "other") if first else "other"
+    return first_question_word(clean_text(summary or "", ALL_STEPS))
 
 
 def _given(rows: RowSet) -> Split:
