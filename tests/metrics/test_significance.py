@@ -147,6 +147,13 @@ def test_paired_bootstrap_resamples_the_seeds_of_each_system():
     assert 0.0 - 1e-9 <= result.low < 0.1 < 0.3 < result.high <= 0.4 + 1e-9
 
 
+def test_equally_many_seeds_are_drawn_for_each_system_alone():
+    base = np.random.default_rng(0).random(60)
+    a, b = base + np.array([[0.1], [0.3]]), base + np.array([[-0.1], [0.1]])
+    result = paired_bootstrap(a, b, 2000)
+    assert (result.low, result.high) == pytest.approx((0.0, 0.4), abs=1e-9)
+
+
 @pytest.mark.parametrize("questions", [2, 6, 14])
 def test_randomisation_is_exact_for_few_questions(questions):
     a, b = made_scores(np.random.default_rng(questions), 2, questions, effects=[0.05, 0])[:, 0]
@@ -262,6 +269,13 @@ def test_detectable_effect_has_the_known_size():
     for n, expected in [(100, 0.056), (1000, 0.018)]:
         values = unit[:n] / unit[:n].std(ddof=1) * 0.2
         assert minimum_detectable_effect(values) == pytest.approx(expected, rel=0.02)
+
+
+def test_detectable_effect_by_hand():
+    # sd 0.1 * sqrt(20 / 12), t with 3 degrees of freedom: 3.1824 and 0.9785 from tables.
+    values = np.array([0.1, 0.2, 0.3, 0.4])
+    expected = (3.1824 + 0.9785) * 0.1 * math.sqrt(20 / 12) / 2
+    assert minimum_detectable_effect(values) == pytest.approx(expected, rel=1e-4)
 
 
 def test_detectable_effect_is_detected_with_its_power():
