@@ -2,33 +2,40 @@
 so that all mistakes of a configuration can be told together.
 """
 
+import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from meqsum_lightning.config.adapter import PRESETS, is_layer_name
 from meqsum_lightning.config.components import check_target
 
 Get = Callable[[str], Any]
 
 LOW_RANK = ("lora", "dora", "rslora", "pissa")
-PRESETS = ("qv", "qkv", "attention", "ffn", "all")
+ADAPTER_KEYS = ("r", "budget", "alpha", "dropout", "target_modules", "scope", "layers")
 SPLIT_SCHEMES = ("given", "800_100_100", "400_100_500", "folds")
 
 
 def adapter_keys_fit_method(get: Get) -> Iterator[str]:
-    """`full` and `none` have no rank; every low-rank method has one, and modules."""
+    """`full` and `none` have no rank; every low-rank method has one, or a budget, and modules."""
     method = get("adapter.method")
-    for key in ("r", "alpha", "dropout", "target_modules", "scope", "layers"):
+    r, budget = get("adapter.r"), get("adapter.budget")
+    if method in LOW_RANK and r is not None and budget is not None:
+        yield (
+            f"adapter.r={r}: cannot be joined with adapter.budget={budget}, from which the rank "
+            "follows; expected one of them, the other null"
+        )
+    needed = ("r", "dropout", "target_modules", "scope")
+    for key in ADAPTER_KEYS:
         value = get(f"adapter.{key}")
         if method not in LOW_RANK and value is not None:
             yield (
                 f"adapter.{key}={_show(value)}: adapter={method} has no such setting; "
                 f"expected adapter={'|'.join(LOW_RANK)}, or no adapter.{key}"
             )
-        if (
-            method in LOW_RANK
-            and value is None
-            and key in ("r", "dropout", "target_modules", "scope")
-        ):
+        if key == "r" and budget is not None:
+            continue
+        if method in LOW_RANK and value is None and key in needed:
             yield f"adapter.{key}=null: adapter={method} needs it; expected a value"
 
 
@@ -36,10 +43,12 @@ def target_modules_are_named(get: Get) -> Iterator[str]:
     """A preset is known; a list is not empty; `cross` has no feed-forward."""
     modules, scope = get("adapter.target_modules"), get("adapter.scope")
     if isinstance(modules, str):
-        if modules not in PRESETS:
+        if modules not in PRESETS and not is_layer_name(modules):
+            close = difflib.get_close_matches(modules, PRESETS, n=1)
             yield (
                 f"adapter.target_modules={modules}: no such preset; expected "
                 f"{', '.join(PRESETS)}, or a list of module names such as [q,v]"
+                + (f"; did you mean {close[0]}?" if close else "")
             )
         if modules == "ffn" and scope == "cross":
             yield (
@@ -159,10 +168,7 @@ def targets_are_allowed(get: Get) -> Iterator[str]:
 
 CHECKS: tuple[tuple[tuple[str, ...], Callable[[Get], Iterator[str]]], ...] = (
     (
-        tuple(
-            f"adapter.{key}"
-            for key in ("method", "r", "alpha", "dropout", "target_modules", "scope", "layers")
-        ),
+        tuple(f"adapter.{key}" for key in ("method", *ADAPTER_KEYS)),
         adapter_keys_fit_method,
     ),
     (("adapter.target_modules", "adapter.scope", "adapter.layers"), target_modules_are_named),

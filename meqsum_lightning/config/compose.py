@@ -215,13 +215,18 @@ def _replace_components(raw: dict[str, Any], parsed: Sequence[ParsedOverride]) -
 def _drop_unused_adapter_keys(raw: dict[str, Any], given: set[str]) -> None:
     """Lets `experiment=demo adapter=full` work: the rank is the experiment's, nobody asked for it.
 
-    A key that was typed stays, and is refused by the checks.
+    In the same way a rank gives way to `adapter.budget=…`. A key that was typed stays, and is
+    refused by the checks.
     """
     adapter = raw.get("adapter")
-    if isinstance(adapter, dict) and adapter.get("method") in ("full", "none"):
+    if not isinstance(adapter, dict):
+        return
+    if adapter.get("method") in ("full", "none"):
         for key in adapter:
             if key != "method" and f"adapter.{key}" not in given:
                 adapter[key] = None
+    elif adapter.get("budget") is not None and "adapter.r" not in given:
+        adapter["r"] = None
 
 
 def _plain(composed: Any) -> dict[str, Any]:

@@ -4,15 +4,19 @@ Defaults live in `conf/` (one place), never here. Checks that join several keys 
 turning a composed dictionary into one of these models is `validate.py`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from meqsum_lightning.config.adapter import MAX_RANK, checked_multiple
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Limit = Annotated[int, Field(ge=1)] | None
+RankMultiple = Annotated[str, AfterValidator(checked_multiple)]
+LayerPart = Literal["first_half", "last_half", "first_third", "middle_third", "last_third"]
 
 
 class Section(BaseModel):
@@ -94,14 +98,30 @@ class AdapterConfig(Section):
     """How the backbone is adapted."""
 
     method: Literal["lora", "dora", "rslora", "pissa", "full", "none"]
-    r: Annotated[int, Field(ge=1, le=4096)] | None = Field(description="rank")
-    alpha: Annotated[float, Field(gt=0)] | None = Field(description="scale numerator; null: 2 r")
+    r: Annotated[int, Field(ge=1, le=MAX_RANK)] | None = Field(description="rank")
+    budget: Count | Probability | None = Field(
+        description="trained parameters that the adapter may have, a count or a share of the "
+        "backbone's; the rank is the largest one within it",
+        json_schema_extra={
+            "expected": "a count of parameters >= 1, a share of the backbone's between 0 and 1 "
+            "such as 0.01, or null"
+        },
+    )
+    alpha: Annotated[float, Field(gt=0)] | RankMultiple | None = Field(
+        description="scale numerator, or a multiple of the rank such as `2r`; null: 2 r",
+        json_schema_extra={"expected": "a number > 0, or a multiple of the rank such as 2r"},
+    )
     dropout: Fraction | None = Field(description="dropout of the adapter's input")
     target_modules: str | list[str] | None = Field(
-        description="preset (qv, qkv, attention, ffn, all) or a list of module names"
+        description="preset (qv, qkv, attention, ffn, all), a module name, or a list of them"
     )
     scope: Literal["everywhere", "encoder", "decoder", "cross"] | None
-    layers: list[Annotated[int, Field(ge=0)]] | None = Field(description="block numbers; null: all")
+    layers: LayerPart | list[Annotated[int, Field(ge=0)]] | None = Field(
+        description="block numbers, or a part of each side's blocks; null: all",
+        json_schema_extra={
+            "expected": f"{', '.join(get_args(LayerPart))}, block numbers such as [0,1], or null"
+        },
+    )
 
 
 class OptimConfig(Section):

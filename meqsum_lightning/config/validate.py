@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from meqsum_lightning.config.adapter import alpha_value, is_layer_name
 from meqsum_lightning.config.checks import CHECKS
-from meqsum_lightning.config.schema import SCHEMAS, Section
+from meqsum_lightning.config.schema import SCHEMAS, AdapterConfig, Section
 from meqsum_lightning.errors import UserError
 
 PATH_KEYS = ("path", "train_path", "val_path", "test_path")
@@ -62,11 +63,13 @@ def validate(raw: Mapping[str, Any], command: str, earlier: Iterable[str] = ()) 
     try:
         model = schema.model_validate(raw)
     except ValidationError as error:
+        found: dict[str, ErrorDetails] = {}
         for detail in error.errors(include_url=False):
             key = _key_of(detail["loc"], schema)
-            if key not in wrong:
-                wrong.add(key)
-                lines.append(_line(key, detail, schema))
+            if key not in found or _fits_better(detail, found[key]):
+                found[key] = detail
+        wrong = set(found)
+        lines += [_line(key, detail, schema) for key, detail in found.items()]
     for keys, check in CHECKS:
         if all(_has(raw, key) for key in keys) and not any(_touches(key, wrong) for key in keys):
             lines.extend(check(lambda key: _get(raw, key)))
@@ -114,8 +117,8 @@ def _resolve(model: Section) -> Section:
     """Fills in the values that follow from others, so that a stored configuration is complete."""
     changes: dict[str, Section] = {}
     adapter, data = getattr(model, "adapter", None), getattr(model, "data", None)
-    if adapter is not None and adapter.r is not None and adapter.alpha is None:
-        changes["adapter"] = adapter.model_copy(update={"alpha": float(2 * adapter.r)})
+    if isinstance(adapter, AdapterConfig):
+        changes["adapter"] = _resolve_adapter(adapter)
     if data is not None:
         update: dict[str, Any] = {key: _absolute(getattr(data, key)) for key in PATH_KEYS}
         if data.split is None:
@@ -135,6 +138,21 @@ def _resolve(model: Section) -> Section:
     return model.model_copy(update=changes) if changes else model
 
 
+def _resolve_adapter(adapter: AdapterConfig) -> AdapterConfig:
+    """Alpha as a number once the rank is known, and a single module name as a list.
+
+    With a budget the rank is not known yet: `models.budget.resolve_rank` needs the backbone.
+    """
+    update: dict[str, Any] = {}
+    if adapter.r is not None:
+        update["alpha"] = alpha_value(adapter.alpha, adapter.r)
+    modules = adapter.target_modules
+    if isinstance(modules, str) and is_layer_name(modules):
+        # `-m adapter.target_modules=q,v` makes two jobs, each with a plain name.
+        update["target_modules"] = [modules]
+    return adapter.model_copy(update=update)
+
+
 def _absolute(path: str | None) -> str | None:
     """A path that means the same from every folder: runs are resumed from elsewhere."""
     return None if path is None else str(Path(path).expanduser().absolute())
@@ -152,6 +170,20 @@ def _key_of(loc: tuple[int | str, ...], schema: type[Section]) -> str:
         elif parts and parts[0] in ("logger", "callbacks", "optim") and isinstance(part, str):
             parts.append(part)
     return ".".join(parts)
+
+
+def _fits_better(detail: ErrorDetails, other: ErrorDetails) -> bool:
+    """Whether an error of a union's later branch says more about the value than an earlier one's.
+
+    That a value is none of the choices says most about a text, and least about a list.
+    """
+    if other["type"] == "literal_error":
+        return not isinstance(other["input"], str)
+    return (
+        detail["type"] == "literal_error"
+        and isinstance(other["input"], str)
+        and (detail["input"] == other["input"])
+    )
 
 
 def _line(key: str, detail: ErrorDetails, schema: type[Section]) -> str:
@@ -187,6 +219,8 @@ def _expected(key: str, schema: type[Section]) -> str:
         node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
         if not isinstance(node, dict):
             return "a value"
+    if "expected" in node:
+        return str(node["expected"])
     return _in_words(_follow(node, document), document)
 
 
@@ -201,6 +235,8 @@ def _in_words(node: dict[str, Any], document: dict[str, Any]) -> str:
         return " or ".join(_in_words(_follow(part, document), document) for part in node["anyOf"])
     if "enum" in node:
         return ", ".join(map(str, node["enum"]))
+    if "const" in node:
+        return str(node["const"])
     kind = node.get("type")
     if kind == "array":
         return f"a list of ({_in_words(_follow(node.get('items', {}), document), document)})"

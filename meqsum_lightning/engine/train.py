@@ -35,6 +35,7 @@ from meqsum_lightning.models.backbones import (
     backbone_fingerprint,
     load_backbone,
 )
+from meqsum_lightning.models.budget import resolve_rank
 from meqsum_lightning.models.dropout import replace_adapter_dropout
 from meqsum_lightning.runs.checkpoints import BEST, latest_checkpoint, load_checkpoint, prune
 from meqsum_lightning.runs.hashing import config_hash, stable_part
@@ -67,7 +68,8 @@ def train(cfg: TrainConfig) -> TrainResult:
     """Trains an adapter, selects the best epoch on validation, and scores it on the test rows.
 
     Args:
-        cfg: A validated configuration.
+        cfg: A validated configuration. A budget of parameters becomes a rank first, so that all
+            that the run stores says what a run with that rank would.
 
     Returns:
         The run directory and its metrics.
@@ -79,6 +81,7 @@ def train(cfg: TrainConfig) -> TrainResult:
     """
     with InterruptGuard() as guard:
         prepare_process(cfg)
+        cfg = resolve_rank(cfg)
         folder = run_folder(cfg)
         if cfg.resume is None:
             check_free(folder)
@@ -111,6 +114,7 @@ def check(cfg: TrainConfig) -> Data:
     Raises:
         UserError: The device, backbone, adapter, components or rows can't be used.
     """
+    cfg = resolve_rank(cfg)
     check_everything(cfg)
     check_components(cfg)
     return load_data(cfg)

@@ -20,6 +20,7 @@ from peft.tuners.lora.layer import LoraVariant
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from meqsum_lightning.config.adapter import alpha_value
 from meqsum_lightning.config.schema import AdapterConfig
 from meqsum_lightning.errors import UserError
 from meqsum_lightning.models.backbones import save_model
@@ -82,7 +83,7 @@ def apply_adapter(
             f"adapter.r=null: adapter={adapter.method} needs a rank; expected 1 or more"
         )
     check_rank(modules, adapter)
-    alpha = 2 * adapter.r if adapter.alpha is None else adapter.alpha
+    alpha = alpha_value(adapter.alpha, adapter.r)
     config = LoraConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,
         r=adapter.r,

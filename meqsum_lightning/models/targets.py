@@ -7,11 +7,11 @@ import difflib
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from meqsum_lightning.config.schema import AdapterConfig
+from meqsum_lightning.config.schema import AdapterConfig, LayerPart
 from meqsum_lightning.errors import UserError
 from meqsum_lightning.models.shapes import meta_model
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Side = Literal["encoder", "decoder"]
 Part = Literal["self", "cross", "ffn"]
+_SIDES: tuple[Side, ...] = ("encoder", "decoder")
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "qv": ("q", "v"),
@@ -119,16 +120,20 @@ def linear_layers(config: "PretrainedConfig") -> tuple[LinearLayer, ...]:
 def select_modules(config: "PretrainedConfig", adapter: AdapterConfig) -> tuple[TargetModule, ...]:
     """The linear layers that an adapter changes.
 
-    `adapter.target_modules` is a preset or a list of names. A name is the last part of a layer's
-    path or a longer end of it (`v`, `EncDecAttention.v`), as in PEFT; on BART the plain q, k, v
-    and o stand for q_proj, k_proj, v_proj and out_proj. The output layer is never adapted.
+    `adapter.target_modules` is a preset, a name or a list of names. A name is the last part of a
+    layer's path or a longer end of it (`v`, `EncDecAttention.v`), as in PEFT; on BART the plain
+    q, k, v and o stand for q_proj, k_proj, v_proj and out_proj. The output layer is never adapted.
+
+    `adapter.layers` is a list of block numbers, for encoder and decoder alike, or a part of each
+    side's own number of blocks (`part_of_blocks`, which says how is rounded). A part may be empty
+    on one side (the middle third of two blocks), not on all of those in scope.
 
     Returns:
         The chosen layers in the model's order; none for the methods `full` and `none`.
 
     Raises:
         UserError: One line for each name that matches nothing (with what exists), each block
-            number out of range, and for a combination that selects nothing.
+            number out of range, a part without any block, and a combination that selects nothing.
     """
     if adapter.method in ("full", "none"):
         return ()
@@ -136,11 +141,14 @@ def select_modules(config: "PretrainedConfig", adapter: AdapterConfig) -> tuple[
     scope = adapter.scope or "everywhere"
     in_scope = [layer for layer in layers if _in_scope(layer, scope)]
     lines = _block_mistakes(in_scope, adapter, scope)
-    blocks = None if adapter.layers is None else set(adapter.layers)
-    candidates = [x for x in in_scope if lines or blocks is None or x.block in blocks]
+    blocks = _chosen_blocks(layers, adapter.layers)
+    candidates = [x for x in in_scope if lines or x.block in blocks[x.side]]
 
-    if isinstance(adapter.target_modules, str):
-        roles, more = _preset(adapter.target_modules, layers, config.model_type)
+    single = adapter.target_modules
+    if isinstance(single, str) and (
+        single in PRESETS or not _matching(layers, single, config.model_type)
+    ):
+        roles, more = _preset(single, layers, config.model_type)
         lines += more
         chosen = [layer for layer in candidates if layer.role in roles]
         if not chosen and not lines:
@@ -149,7 +157,7 @@ def select_modules(config: "PretrainedConfig", adapter: AdapterConfig) -> tuple[
                 f"adapter.scope={scope}; expected one of qv, qkv, attention, all for this scope"
             )
     else:
-        names = adapter.target_modules or []
+        names = [single] if isinstance(single, str) else single or []
         matched = {name: _matching(candidates, name, config.model_type) for name in names}
         for name, found in matched.items():
             if not found:
@@ -164,6 +172,26 @@ def select_modules(config: "PretrainedConfig", adapter: AdapterConfig) -> tuple[
     if lines:
         raise UserError(lines)
     return tuple(TargetModule(x.name, x.in_features, x.out_features) for x in chosen)
+
+
+def part_of_blocks(part: LayerPart, depth: int) -> range:
+    """The blocks of one side that a part such as `first_third` names.
+
+    Halves and thirds are cut at i n / k (k = 2, 3) rounded to the nearest block number, a half
+    upwards: each block lies in exactly one half and in exactly one third. A side of three blocks
+    has halves [0, 1], [2] and thirds [0], [1], [2]; of four, thirds [0], [1, 2], [3]; of five,
+    [0, 1], [2], [3, 4]. With at least k blocks no part is empty; of two blocks the middle third is,
+    and of one block the last half and the outer thirds are.
+
+    Args:
+        part: Name of the part.
+        depth: Blocks of the side.
+    """
+    position, _, size = part.partition("_")
+    parts = {"half": 2, "third": 3}[size]
+    index = {"first": 0, "middle": 1, "last": parts - 1}[position]
+    start, end = ((2 * i * depth + parts) // (2 * parts) for i in (index, index + 1))
+    return range(start, end)
 
 
 def adapter_parameter_count(modules: Iterable[TargetModule], r: int, method: str) -> int:
@@ -257,12 +285,34 @@ def _in_scope(layer: LinearLayer, scope: str) -> bool:
     return layer.side == scope
 
 
+def _chosen_blocks(
+    layers: Sequence[LinearLayer], chosen: LayerPart | list[int] | None
+) -> dict[Side, Collection[int]]:
+    """Numbers of the blocks that `adapter.layers` leaves, by side."""
+    blocks: dict[Side, Collection[int]] = {}
+    for side in _SIDES:
+        depth = 1 + max((x.block for x in layers if x.side == side), default=-1)
+        if chosen is None:
+            blocks[side] = range(depth)
+        else:
+            blocks[side] = part_of_blocks(chosen, depth) if isinstance(chosen, str) else chosen
+    return blocks
+
+
 def _block_mistakes(
     in_scope: Sequence[LinearLayer], adapter: AdapterConfig, scope: str
 ) -> list[str]:
     if adapter.layers is None:
         return []
     last = max(layer.block for layer in in_scope)
+    if isinstance(adapter.layers, str):
+        blocks = _chosen_blocks(in_scope, adapter.layers)
+        if any(layer.block in blocks[layer.side] for layer in in_scope):
+            return []
+        return [
+            f"adapter.layers={adapter.layers}: selects none of the {last + 1} blocks with "
+            f"adapter.scope={scope}; expected another part, or numbers from 0 to {last}"
+        ]
     if not adapter.layers:
         return [f"adapter.layers=[]: selects nothing; expected numbers from 0 to {last}, or null"]
     return [

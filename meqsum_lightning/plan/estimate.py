@@ -9,8 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from meqsum_lightning.config.adapter import alpha_value
 from meqsum_lightning.config.schema import ModelConfig, TrainConfig, TrainerConfig
 from meqsum_lightning.models.backbones import check_lengths, load_config
+from meqsum_lightning.models.budget import resolve_rank
 from meqsum_lightning.models.shapes import PUBLISHED, meta_model
 from meqsum_lightning.models.targets import adapter_parameter_count, select_modules
 from meqsum_lightning.plan.compute import count_operations
@@ -141,6 +143,7 @@ def make_plan(cfg: TrainConfig) -> Plan:
     """
     config = _shape(cfg.model)
     check_lengths(config, cfg.data)
+    cfg = resolve_rank(cfg, config)
     adapter, data = cfg.adapter, cfg.data
     modules = select_modules(config, adapter)
     r = adapter.r or 0
@@ -150,7 +153,7 @@ def make_plan(cfg: TrainConfig) -> Plan:
     shapes = backbone if full else list(adapter_shapes(modules, adapter.method, r).values())
     trainable = sum(map(math.prod, shapes))
     added = adapter_parameter_count(modules, r, adapter.method)
-    alpha = None if adapter.r is None else float(adapter.alpha or 2 * adapter.r)
+    alpha = None if adapter.r is None else alpha_value(adapter.alpha, adapter.r)
     precision = _precision(cfg.trainer)
     weight_bytes = FP32 if full or cfg.model.dtype == "fp32" else BF16
     operations = count_operations(config, data, adapter, modules)
