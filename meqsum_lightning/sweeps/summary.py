@@ -275,7 +275,8 @@ def _notes(
             "jobs were scored on different rows, splits or by different ROUGE settings: "
             "their scores can't be compared"
         )
-    if len({tuple(one.folds) for one in groups}) > 1 or not all(one.complete for one in groups):
+    folded = [one for one in groups if one.settings.get("data.split") == "folds"]
+    if len({tuple(one.folds) for one in folded}) > 1 or not all(one.complete for one in folded):
         notes.append("some seeds lack folds: their scores are over fewer questions")
     repeated = [names[run.folder] for one in groups for run in one.duplicates]
     if repeated:

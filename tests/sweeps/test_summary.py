@@ -140,7 +140,7 @@ def test_seeds_are_one_row_with_their_spread(sweep):
     rows = cells(sweep.text())
     assert rows[0][:5] == ["1", "4", "3", "0.600 ± 0.100", "0.500 ± 0.100"]
     assert rows[1][:5] == ["2", "8", "1", "0.300", "0.500"]
-    assert "questions" not in sweep.text(120)
+    assert "┃ questions" not in sweep.text(120)
 
 
 def test_folds_are_pooled_and_questions_counted(sweep):
@@ -154,6 +154,13 @@ def test_folds_are_pooled_and_questions_counted(sweep):
     assert re.search(r"┃ questions ", sweep.text(120))
     sweep.add("seed-1", data__split="folds", data__fold=0, seed=1)
     assert any("lack folds" in note for note in sweep.summary.notes)
+
+
+def test_a_split_without_folds_lacks_none(sweep):
+    for fold in (0, 1):
+        sweep.add(f"fold-{fold}", data__split="folds", data__fold=fold)
+    sweep.add("plain")
+    assert not any("lack folds" in note for note in sweep.summary.notes)
 
 
 def test_columns_are_what_differs_by_short_names(sweep):
