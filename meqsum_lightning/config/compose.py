@@ -79,6 +79,21 @@ def compose(
     return raw, mistakes
 
 
+def sweeper_params(
+    command: str, experiment: str, config_dirs: Sequence[str] = ()
+) -> dict[str, str]:
+    """The grid that an experiment brings in `hydra.sweeper.params`, as texts by key.
+
+    Raises:
+        UserError: The experiment can't be composed.
+    """
+    parsed, mistakes = parse_overrides(command, [f"experiment={experiment}"], config_dirs)
+    if mistakes:
+        raise UserError(mistakes)
+    params = _compose(command, parsed, config_dirs, hydra_config=True).hydra.sweeper.params
+    return {str(key): str(value) for key, value in (params or {}).items()}
+
+
 def stored_config(key: str, folder: str) -> dict[str, Any] | None:
     """The configuration that a run directory holds.
 
@@ -107,14 +122,19 @@ def stored_config(key: str, folder: str) -> dict[str, Any] | None:
     return {str(name): value for name, value in stored.items()}
 
 
-def _compose(command: str, parsed: Sequence[ParsedOverride], config_dirs: Sequence[str]) -> Any:
+def _compose(
+    command: str,
+    parsed: Sequence[ParsedOverride],
+    config_dirs: Sequence[str],
+    hydra_config: bool = False,
+) -> Any:
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
 
     words = [*search_path(config_dirs), *(item.hydra for item in parsed)]
     with initialized():
         try:
-            return hydra_compose(command, words)
+            return hydra_compose(command, words, return_hydra_config=hydra_config)
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise UserError(f"{_guilty(parsed, str(error))}{str(error).splitlines()[0]}") from None
 

@@ -93,7 +93,10 @@ def _read(name: str, value: str) -> tuple[Any, str]:
 
 
 def _wrong_choices(key: str, item: Any, options: list[str]) -> list[str]:
-    if not options:
+    from hydra.core.override_parser.types import Glob
+
+    # Which choices a glob takes is found when the sweep is expanded.
+    if not options or isinstance(item.value(), Glob):
         return []
     if not item.is_sweep_override() and item.value() is None and key not in OPTIONAL_GROUPS:
         none = "; to have none: none" if "none" in options else ""

@@ -190,6 +190,16 @@ class MetricsConfig(Section):
     confidence: Probability = Field(description="coverage of the intervals")
 
 
+class SweepConfig(Section):
+    """How the jobs of a sweep (`-m`) are run, and where."""
+
+    dir: str | None = Field(description="root of the sweep; one that exists is gone on with")
+    resume: Literal["last"] | None = Field(description="go on with the newest sweep here")
+    parallel: Count | Literal["auto"] = Field(description="jobs at a time")
+    fail_fast: bool = Field(description="stop at the first job that fails")
+    keep: Literal["best", "all"] = Field(description="whose checkpoints stay when jobs are done")
+
+
 class SharedConfig(Section):
     """Keys that every command on a model has."""
 
@@ -215,6 +225,7 @@ class TrainConfig(SharedConfig):
     checkpoint: CheckpointConfig
     logger: dict[str, Component]
     callbacks: dict[str, Component]
+    sweep: SweepConfig
 
 
 class EvaluateConfig(SharedConfig):

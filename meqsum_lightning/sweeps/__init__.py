@@ -1,0 +1,1 @@
+"""Sweeps: many trainings behind one command, on one machine or several."""
