@@ -152,10 +152,20 @@ def run(request: Request) -> int:
 
         return show(request)
     if request.multirun:
-        from meqsum_lightning.hydra_main import sweep
-
-        return sweep(request)
+        return _sweep(request)
     return HANDLERS[request.command](request)
+
+
+def _sweep(request: Request) -> int:
+    from meqsum_lightning.sweeps import command
+
+    if request.command == "train":
+        command.sweep(request.overrides, request.config_dirs, request.verbose)
+    elif request.command == "plan":
+        command.plan(request.overrides, request.config_dirs)
+    else:
+        raise UserError(f"-m: meqsum {request.command} has no sweeps; expected meqsum train -m")
+    return DONE
 
 
 def _train(request: Request) -> int:
@@ -220,7 +230,10 @@ def _configured(request: Request) -> Any:
     """
     from meqsum_lightning.config.compose import build_config
     from meqsum_lightning.logs import configure
+    from meqsum_lightning.sweeps.command import refuse_sweep_keys
 
+    if request.command in ("train", "plan"):
+        refuse_sweep_keys(request.command, request.overrides, request.config_dirs)
     cfg = build_config(request.command, request.overrides, request.config_dirs)
     configure(request.verbose)
     return cfg

@@ -1,6 +1,6 @@
-"""What Hydra itself does for `meqsum`: showing configurations, completion, and multirun.
+"""What Hydra itself does for `meqsum`: showing configurations.
 
-Single runs compose without Hydra's job machinery (`config/compose.py`).
+Runs compose without Hydra's job machinery (`config/compose.py`).
 """
 
 import contextlib
@@ -8,12 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from meqsum_lightning.cli import DONE, FAILED, HYDRA_SWITCHES, Request
-from meqsum_lightning.config.compose import (
-    build_config,
-    compose,
-    search_path,
-)
+from meqsum_lightning.cli import DONE, HYDRA_SWITCHES, Request
+from meqsum_lightning.config.compose import compose, search_path
 from meqsum_lightning.config.groups import conf_dir, config_groups
 from meqsum_lightning.config.overrides import parse_overrides
 from meqsum_lightning.config.validate import validate
@@ -57,7 +53,7 @@ def command_help(request: Request) -> str:
         f"groups:\n{choices}\n\n"
         "options:\n"
         "  --cfg job          print the composed configuration\n"
-        "  -m, --multirun     one job per combination of comma-separated values (train)\n"
+        "  -m, --multirun     one job per combination of comma-separated values (train, plan)\n"
         "  --config-dir DIR   a folder of your own config groups\n"
         "  --allow-target P   let _target_ name classes of package P\n"
         "  --verbose          library messages on the terminal too\n\n"
@@ -81,66 +77,6 @@ def shown_config(request: Request, package: str | None) -> str:
             raise UserError(f"--package {package}: no such part; expected one of {', '.join(raw)}")
         part = part[name]
     return yaml.safe_dump(part, sort_keys=False, allow_unicode=True)
-
-
-def sweep(request: Request) -> int:
-    """`-m`: one job per combination of values, one after another.
-
-    Every job's configuration is checked before the first one starts; a job that fails does not
-    stop the others.
-    """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    if request.command != "train":
-        raise UserError(f"-m: meqsum {request.command} has no sweeps; expected meqsum train -m")
-    for word in request.overrides:
-        name, _, value = word.partition("=")
-        if name in ("resume", "output_dir"):
-            raise UserError(
-                f"{name}={value}: each job of a sweep has a directory of its own; "
-                "expected hydra.sweep.dir=DIR"
-            )
-    words = _for_hydra(request, sweep=True)
-    parsed = OverridesParser.create().parse_overrides(words)
-    jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-    configs = _all_or_error(jobs, lambda job: build_config("train", job, request.config_dirs))
-    from meqsum_lightning.console import print_result
-    from meqsum_lightning.engine.train import check, train
-    from meqsum_lightning.logs import configure
-
-    configure(request.verbose)
-    _all_or_error(configs, check)
-    failures: list[str] = []
-
-    def run(_: Any) -> None:
-        hydra = HydraConfig.get()
-        overrides = [*hydra.overrides.task, f'output_dir="{hydra.runtime.output_dir}"']
-        label = f"job {hydra.job.num + 1}/{len(jobs)}"
-        print(f"{label}: {' '.join(word.lstrip('+') for word in hydra.overrides.task)}")
-        try:
-            print_result(train(build_config("train", overrides, request.config_dirs)))  # type: ignore[arg-type]
-        except Exception as error:  # noqa: BLE001 (a job must not take the others along)
-            failures.append(f"{label} failed: {type(error).__name__}: {error}")
-
-    call_hydra("train", ["--multirun", *words], run, request.config_dirs)
-    for line in failures:
-        print(f"meqsum: {line}", file=sys.stderr)
-    return FAILED if failures else DONE
-
-
-def _all_or_error(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
-    """Results for all items, or one error with every mistake found."""
-    results, lines = [], []
-    for item in items:
-        try:
-            results.append(function(item))
-        except UserError as error:
-            lines += error.lines
-    if lines:
-        raise UserError(list(dict.fromkeys(lines)))
-    return results
 
 
 def call_hydra(
@@ -184,10 +120,8 @@ def _exits_as_errors() -> Iterator[None]:
             raise UserError("Hydra refused the command line; see its message above") from None
 
 
-def _for_hydra(request: Request, sweep: bool = False) -> list[str]:
-    parsed, mistakes = parse_overrides(
-        request.command, request.overrides, request.config_dirs, sweep=sweep
-    )
+def _for_hydra(request: Request) -> list[str]:
+    parsed, mistakes = parse_overrides(request.command, request.overrides, request.config_dirs)
     if mistakes:
         raise UserError(mistakes)
     return [item.hydra for item in parsed]

@@ -27,7 +27,12 @@ def allow_packages(packages: Iterable[str]) -> None:
     Args:
         packages: Import paths of packages or modules.
     """
-    _widened.extend(packages)
+    _widened.extend(package for package in packages if package not in _widened)
+
+
+def allowed_packages() -> list[str]:
+    """What `allow_packages` has added, for another process to do the same."""
+    return list(_widened)
 
 
 def is_allowed(target: str) -> bool:

@@ -24,6 +24,7 @@ class JobCallback(Callback):
         every_n_steps: Also save inside an epoch; None: never.
         guard: Tells of Ctrl-C.
         on_best: Called with the metrics of each new best validation.
+        on_progress: Called after each step and each validation.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class JobCallback(Callback):
         every_n_steps: int | None,
         guard: InterruptGuard,
         on_best: Callable[[Mapping[str, float]], None],
+        on_progress: Callable[[], None],
     ):
         self.job = job
         self.folder = folder
@@ -41,6 +43,7 @@ class JobCallback(Callback):
         self.every_n_steps = every_n_steps
         self.guard = guard
         self.on_best = on_best
+        self.on_progress = on_progress
         self._saved_at = job.cursor.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,6 +54,7 @@ class JobCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves every so many steps, and before an interrupt."""
+        self.on_progress()
         cursor = self.job.cursor
         # At the end of an epoch validation is still due: the state is saved after it.
         if cursor.step == 0:
@@ -79,6 +83,7 @@ class JobCallback(Callback):
             self._save(trainer, BEST)
             self.on_best(metrics)
         self._save(trainer, LAST)
+        self.on_progress()
         if self.job.stopper.should_stop:
             log.info("early stopping: no improvement in %d validations", self.job.stopper.waited)
             trainer.should_stop = True

@@ -26,6 +26,7 @@ from meqsum_lightning.engine.parts import (
     prepare_process,
 )
 from meqsum_lightning.engine.scoring import Scores, collect, score, score_base
+from meqsum_lightning.engine.session import Session
 from meqsum_lightning.errors import RunFailed, UserError
 from meqsum_lightning.files import check_free
 from meqsum_lightning.metrics.rouge import RougeProtocol
@@ -33,7 +34,6 @@ from meqsum_lightning.models.adapters import apply_adapter, save_adapter, traina
 from meqsum_lightning.models.backbones import (
     adapter_base_name,
     backbone_fingerprint,
-    load_backbone,
 )
 from meqsum_lightning.models.budget import resolve_rank
 from meqsum_lightning.models.dropout import replace_adapter_dropout
@@ -64,12 +64,13 @@ class TrainResult:
     metrics: dict[str, float]
 
 
-def train(cfg: TrainConfig) -> TrainResult:
+def train(cfg: TrainConfig, session: Session | None = None) -> TrainResult:
     """Trains an adapter, selects the best epoch on validation, and scores it on the test rows.
 
     Args:
         cfg: A validated configuration. A budget of parameters becomes a rank first, so that all
             that the run stores says what a run with that rank would.
+        session: What this process keeps between trainings; None: nothing.
 
     Returns:
         The run directory and its metrics.
@@ -95,7 +96,7 @@ def train(cfg: TrainConfig) -> TrainResult:
         announce(cfg, data, folder)
         try:
             with record:
-                run_training(cfg, data, record, guard)
+                run_training(cfg, data, record, guard, session or Session())
         except (UserError, RunFailed):
             raise
         except Exception as error:
@@ -115,9 +116,18 @@ def check(cfg: TrainConfig) -> Data:
         UserError: The device, backbone, adapter, components or rows can't be used.
     """
     cfg = resolve_rank(cfg)
+    check_model(cfg)
+    return load_data(cfg)
+
+
+def check_model(cfg: TrainConfig) -> None:
+    """The part of `check` that reads no rows.
+
+    Raises:
+        UserError: The device, backbone, adapter or components can't be used.
+    """
     check_everything(cfg)
     check_components(cfg)
-    return load_data(cfg)
 
 
 def reopen(cfg: TrainConfig, folder: Path, facts: Mapping[str, Any]) -> RunRecord:
@@ -136,10 +146,12 @@ def reopen(cfg: TrainConfig, folder: Path, facts: Mapping[str, Any]) -> RunRecor
     return record
 
 
-def run_training(cfg: TrainConfig, data: Data, record: RunRecord, guard: InterruptGuard) -> None:
+def run_training(
+    cfg: TrainConfig, data: Data, record: RunRecord, guard: InterruptGuard, session: Session
+) -> None:
     """Loads the model, fits it, and scores it: the part of a training that a run directory sees."""
     trained = cfg.adapter.method != "none"
-    backbone = load_backbone(cfg.model, trainable=cfg.adapter.method == "full", seed=cfg.seed)
+    backbone = session.borrow_backbone(cfg)
     model = apply_adapter(backbone, cfg.adapter, cfg.seed, *adapter_base_name(cfg.model))
     replace_adapter_dropout(model)
     parameters = trainable_parameters(model)
@@ -164,7 +176,7 @@ def run_training(cfg: TrainConfig, data: Data, record: RunRecord, guard: Interru
         keep_scores(cfg, record, data, base, "test_base", "test", "predictions_base.csv")
 
     if job is not None:
-        fit(cfg, module, job, data, record, guard)
+        fit(cfg, module, job, data, record, guard, session)
         record.update(**training_facts(job))
         use_best(record, job)
         target = "model" if cfg.adapter.method == "full" else "adapter"
@@ -181,6 +193,7 @@ def run_training(cfg: TrainConfig, data: Data, record: RunRecord, guard: Interru
         keep_scores(cfg, record, data, scores, "test", "test", "predictions.csv")
     record.update(**memory_facts())
     prune(record.folder / "checkpoints", everything=cfg.checkpoint.prune)
+    session.give_back(model)
 
 
 def fit(
@@ -190,6 +203,7 @@ def fit(
     data: Data,
     record: RunRecord,
     guard: InterruptGuard,
+    session: Session,
 ) -> None:
     """Runs the training loop from where the job stands, which may be its end."""
     checkpoints = record.folder / "checkpoints"
@@ -213,6 +227,12 @@ def fit(
         cfg.checkpoint.every_n_steps,
         guard,
         keep_best,
+        lambda: session.tell(
+            step=job.cursor.global_step,
+            steps=data.module.total_steps,
+            epoch=job.cursor.epoch,
+            value=job.best.value,
+        ),
     )
     resume_step = job.cursor.global_step if cfg.resume is not None else None
     trainer = build_trainer(

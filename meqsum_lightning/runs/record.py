@@ -86,7 +86,7 @@ class RunRecord:
             UserError: The folder holds something, or can't be written.
         """
         check_free(folder)
-        record = {"created": _now(), **facts} | _session({})
+        record = {"created": now(), **facts} | _session({})
         kept = {key: value for key, value in config.items() if key not in PLACES}
         with mendable(folder, "output_dir"):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ class RunRecord:
         self.record |= {
             **_ending(error),
             "wall_seconds": round(self.record.get("wall_seconds", 0.0) + seconds, 3),
-            "ended": _now(),
+            "ended": now(),
         }
         if error is not None and self._log is not None:
             # Into the file alone: whoever called tells the user.
@@ -175,7 +175,7 @@ class RunRecord:
     def write(self) -> None:
         """Writes `run.json`, with a fresh heartbeat."""
         with self._lock:
-            self.record["heartbeat"] = _now()
+            self.record["heartbeat"] = now()
             write_json(self.folder / RUN_FILE, self.record)
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
@@ -245,7 +245,20 @@ def is_alive(record: Mapping[str, Any]) -> bool:
             return False
     pid, started = record.get("pid"), record.get("pid_started")
     # A process id is used again: the start time tells the same process from a later one.
-    return isinstance(pid, int) and started is not None and _process_start(pid) == started
+    return isinstance(pid, int) and started is not None and process_start(pid) == started
+
+
+def close_record(folder: Path, status: str, error: str) -> None:
+    """Writes down how a run ended whose process is gone; a run that has ended stays as it is.
+
+    Args:
+        folder: A run directory.
+        status: `failed` or `interrupted`.
+        error: What is known.
+    """
+    record = read_record(folder, "run")
+    if record["status"] == "running" and not is_alive(record):
+        write_json(folder / RUN_FILE, record | {"status": status, "error": error, "ended": now()})
 
 
 def versions() -> dict[str, str]:
@@ -351,10 +364,10 @@ def _session(before: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "status": "running",
         "pid": os.getpid(),
-        "pid_started": _process_start(os.getpid()),
+        "pid_started": process_start(os.getpid()),
         "host": socket.gethostname(),
-        "heartbeat": _now(),
-        "started": before.get("started") or _now(),
+        "heartbeat": now(),
+        "started": before.get("started") or now(),
         "sessions": before.get("sessions", 0) + 1,
         "error": None,
         "versions": versions(),
@@ -371,11 +384,13 @@ def _ending(error: BaseException | None) -> dict[str, Any]:
     return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as records write it: UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _process_start(pid: int) -> float | None:
+def process_start(pid: int) -> float | None:
+    """When a process was started, which tells it from a later one of the same number."""
     import psutil
 
     try:

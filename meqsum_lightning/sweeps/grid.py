@@ -81,11 +81,7 @@ def expand(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[Co
         found += [
             Combination(
                 tuple(f"{key}={value}" for key, value in zip(grid, values, strict=True)),
-                {
-                    key: value
-                    for key, value in zip(grid, values, strict=True)
-                    if key in several
-                },
+                {key: value for key, value in zip(grid, values, strict=True) if key in several},
             )
             for values in itertools.product(*grid.values())
         ]

@@ -86,7 +86,7 @@ def test_a_dead_process_is_told_from_a_living_one():
 
 def test_another_host_is_judged_by_its_heartbeat():
     there = {"status": "running", "host": "elsewhere", "pid": 1}
-    assert is_alive(there | {"heartbeat": records._now()})
+    assert is_alive(there | {"heartbeat": records.now()})
     assert not is_alive(there | {"heartbeat": "2020-01-01T00:00:00+00:00"})
 
 
