@@ -8,7 +8,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +27,7 @@ from meqsum_lightning.models.backbones import save_model
 from meqsum_lightning.models.targets import TargetModule, peft_targets, select_modules
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ADAPTER = "default"
 _CONFIG_FILE = "adapter_config.json"
@@ -78,21 +78,7 @@ def apply_adapter(
         backbone.requires_grad_(trains)
         return backbone.train(trains)
     modules = select_modules(backbone.config, adapter)
-    if adapter.r is None:
-        raise UserError(
-            f"adapter.r=null: adapter={adapter.method} needs a rank; expected 1 or more"
-        )
-    check_rank(modules, adapter)
-    alpha = alpha_value(adapter.alpha, adapter.r)
-    config = LoraConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM,
-        r=adapter.r,
-        lora_alpha=cast(int, _tidy(alpha)),  # PEFT divides: a float is as good
-        lora_dropout=adapter.dropout or 0.0,
-        target_modules=peft_targets(backbone.config, modules),
-        use_dora=adapter.method == "dora",
-        use_rslora=adapter.method == "rslora",
-    )
+    config = peft_config(backbone.config, adapter, modules)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with _quiet_peft():
@@ -108,6 +94,36 @@ def apply_adapter(
     config.revision = base_revision
     _check_adapted(model, {m.name for m in modules})
     return model.train()
+
+
+def peft_config(
+    backbone: "PretrainedConfig", adapter: AdapterConfig, modules: Sequence[TargetModule]
+) -> LoraConfig:
+    """What PEFT is told about a low-rank adapter; the base is not named yet.
+
+    Args:
+        backbone: Configuration of the model to be adapted.
+        adapter: A low-rank method.
+        modules: What `select_modules` chose.
+
+    Raises:
+        UserError: No rank, or a PiSSA rank beyond the matrices'.
+    """
+    if adapter.r is None:
+        raise UserError(
+            f"adapter.r=null: adapter={adapter.method} needs a rank; expected 1 or more"
+        )
+    check_rank(modules, adapter)
+    alpha = alpha_value(adapter.alpha, adapter.r)
+    return LoraConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        r=adapter.r,
+        lora_alpha=cast(int, _tidy(alpha)),  # PEFT divides: a float is as good
+        lora_dropout=adapter.dropout or 0.0,
+        target_modules=peft_targets(backbone, modules),
+        use_dora=adapter.method == "dora",
+        use_rslora=adapter.method == "rslora",
+    )
 
 
 def check_rank(modules: Iterable[TargetModule], adapter: AdapterConfig) -> None:
@@ -149,7 +165,19 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: Tensors are missing, unexpected or of another shape; nothing is changed then.
     """
-    tensors: dict[str, Tensor] = {**trainable_parameters(model), **_pissa_buffers(model)}
+    copy_state(state, {**trainable_parameters(model), **_pissa_buffers(model)})
+
+
+def copy_state(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into those of the same names; all of them or an error.
+
+    Args:
+        state: From `adapter_state`.
+        tensors: What the model holds; changed in place.
+
+    Raises:
+        UserError: Tensors are missing, unexpected or of another shape; nothing is changed then.
+    """
     lines = []
     for what, names in (
         ("lacks", tensors.keys() - state.keys()),
@@ -190,23 +218,41 @@ def save_adapter(
     Raises:
         ValueError: Nothing was trained (`none`), so that there is nothing to write.
     """
-    from safetensors.torch import save_file
-
     if not isinstance(model, PeftModel):
         if not trainable_parameters(model):
             raise ValueError("adapter=none leaves nothing to save")
         save_model(cast("PreTrainedModel", model), folder, tokenizer)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     config = copy.deepcopy(cast(LoraConfig, model.peft_config[_ADAPTER]))
-    config.inference_mode = True
-    if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)
     initial = _pissa_buffers(model)
     if initial:
         state = _as_plain_lora(state, initial)
         config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+    write_peft_folder(folder, config, state, tokenizer)
+
+
+def write_peft_folder(
+    folder: Path,
+    config: LoraConfig,
+    state: Mapping[str, Tensor],
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> None:
+    """Write configuration and weights as PEFT reads them.
+
+    Args:
+        folder: Created if needed.
+        config: As it was trained; not changed.
+        state: Weights by the names of PEFT's state dict, which leave the adapter's name out.
+        tokenizer: Saved beside the weights where given.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(config)
+    config.inference_mode = True
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
     save_file(tensors, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
