@@ -16,6 +16,7 @@ ALLOWED = {
     "runs": BASE | {"runs"},
     "plan": BASE | {"models", "plan"},
     "engine": BASE | {"data", "models", "metrics", "runs", "logs", "engine"},
+    "sweeps": BASE | {"models", "runs", "logs", "plan", "engine", "console", "sweeps"},
 }
 
 
