@@ -157,12 +157,14 @@ def run(request: Request) -> int:
 
 
 def _sweep(request: Request) -> int:
-    from meqsum_lightning.sweeps import command
-
     if request.command == "train":
-        command.sweep(request.overrides, request.config_dirs, request.verbose)
+        from meqsum_lightning.sweeps.command import sweep
+
+        sweep(request.overrides, request.config_dirs, request.verbose)
     elif request.command == "plan":
-        command.plan(request.overrides, request.config_dirs)
+        from meqsum_lightning.sweeps.planning import plan
+
+        plan(request.overrides, request.config_dirs)
     else:
         raise UserError(f"-m: meqsum {request.command} has no sweeps; expected meqsum train -m")
     return DONE

@@ -19,6 +19,10 @@ class UserError(Exception):
         super().__init__("\n".join(self.lines))
 
 
+class Unreachable(UserError):
+    """What is asked for lies on the Hub, and neither the network nor the cache has it."""
+
+
 class RunFailed(Exception):
     """A run that started and could not finish (a loss that is not finite, say); exit status 1."""
 

@@ -18,7 +18,7 @@ from meqsum_lightning.data.cleaning import clean_text, is_blank
 from meqsum_lightning.data.rows import Dropped, Row, RowSet, rows_fingerprint
 from meqsum_lightning.data.spreadsheets import brief, cell_text, formulas_without_value
 from meqsum_lightning.data.tables import find_column, read_table
-from meqsum_lightning.errors import UserError
+from meqsum_lightning.errors import Unreachable, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -374,8 +374,8 @@ def _hub_reason(error: Exception) -> str:
     return brief(error)
 
 
-def _hub_error(origin: str, reason: str) -> UserError:
-    return UserError(f"data.hub_id={origin}: {reason}; {_LOCAL_WAYS}")
+def _hub_error(origin: str, reason: str) -> Unreachable:
+    return Unreachable(f"data.hub_id={origin}: {reason}; {_LOCAL_WAYS}")
 
 
 def _texts(table: Any) -> "pd.DataFrame":

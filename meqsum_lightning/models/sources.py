@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from meqsum_lightning.errors import UserError
+from meqsum_lightning.errors import Unreachable, UserError
 from meqsum_lightning.models.shapes import SHAPE_NAMES, embedded_folder
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _resolve_hub(name: str, revision: str | None, key: str) -> Source:
             "expected a commit, tag or branch"
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        raise UserError(
+        raise Unreachable(
             f"{key}={name}: not in the local cache, and the Hugging Face Hub cannot be reached; "
             f"{hint}expected a network, a local folder, or model=tiny_t5"
         ) from error

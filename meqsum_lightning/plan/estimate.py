@@ -193,6 +193,15 @@ def make_plan(cfg: TrainConfig) -> Plan:
     )
 
 
+def with_rank(cfg: TrainConfig) -> TrainConfig:
+    """`resolve_rank` by the backbone's shape, which needs no weights and no network.
+
+    Raises:
+        UserError: The budget is too small for rank 1.
+    """
+    return cfg if cfg.adapter.budget is None else resolve_rank(cfg, _shape(cfg.model))
+
+
 def _shape(model: ModelConfig) -> "PretrainedConfig":
     """The backbone's configuration, from the built-in shape where the Hub id is a known one."""
     known = PUBLISHED.get(model.backbone)

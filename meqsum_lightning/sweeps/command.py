@@ -1,4 +1,4 @@
-"""`meqsum train -m` and `meqsum plan -m`: from a command line to a sweep, and to its summary."""
+"""`meqsum train -m`: from a command line to a sweep, and to its summary."""
 
 import shlex
 import sys
@@ -101,51 +101,6 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[str], verbose: bool = 
         left = sum(entry.status in ("waiting", "interrupted") for entry in entries)
         stopped = f", {left} not run (sweep.fail_fast=true)" if left else ""
         raise RunFailed(f"{jobs}{stopped}; run what is missing with: {again}")
-
-
-def plan(overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
-    """Prints what a sweep would take: jobs, hours, disk, memory.
-
-    Raises:
-        UserError: Something is wrong with the sweep or one of its points.
-    """
-    asked = ask(overrides, config_dirs)
-    from meqsum_lightning.logs import configure
-
-    configure()
-    points, _ = check_points(asked.points, lengths=True)
-    from rich.console import Console
-
-    from meqsum_lightning.plan import plan_sweep, render_sweep
-    from meqsum_lightning.sweeps.leases import workers
-    from meqsum_lightning.sweeps.record import DEFAULT_PARENT
-
-    jobs: dict[str, JobEntry] = {}
-    if asked.root is not None and (asked.root / SWEEP_FILE).exists():
-        jobs = {job.name: job for job in read_sweep(asked.root)[1]}
-    entries = enter(points, jobs)
-    todo = [
-        (entry, point)
-        for entry, point in zip(entries, points, strict=True)
-        if entry.status != "completed"
-    ]
-    if not todo:
-        print(f"all {len(entries)} jobs in {asked.root} are completed: nothing is left to run")
-        return
-    chosen = [point for _, point in todo]
-    done = plan_sweep(
-        [(entry.name, point.cfg) for entry, point in todo],
-        [point.counts["train"] for point in chosen],
-        [point.counts["val"] for point in chosen],
-        [point.counts["test"] for point in chosen],
-        parallel=workers([point.cfg for point in chosen], asked.settings.parallel),
-        keep=asked.settings.keep,
-        lengths=[point.lengths for point in chosen],
-        folder=asked.root or DEFAULT_PARENT,
-    )
-    if len(todo) < len(entries):
-        print(f"{len(entries) - len(todo)} of {len(entries)} jobs are completed already")
-    render_sweep(done, Console(highlight=False))
 
 
 def ask(overrides: Sequence[str], config_dirs: Sequence[str]) -> Asked:

@@ -29,8 +29,6 @@ class Point:
         cfg: Its configuration.
         facts: Fingerprints and hash, as `engine.train.describe` gives them.
         split: Ids by split.
-        counts: Rows by split.
-        lengths: Mean tokens of a training question and summary; None: not asked for.
     """
 
     overrides: tuple[str, ...]
@@ -38,8 +36,6 @@ class Point:
     cfg: TrainConfig
     facts: dict[str, Any] = field(default_factory=dict)
     split: dict[str, Any] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    lengths: tuple[float, float] | None = None
 
     @property
     def config_hash(self) -> str:
@@ -62,12 +58,11 @@ def compose_points(combinations: Sequence[Combination], config_dirs: Sequence[st
     ]
 
 
-def check_points(points: Sequence[Point], lengths: bool = False) -> tuple[list[Point], int]:
+def check_points(points: Sequence[Point]) -> tuple[list[Point], int]:
     """Checks every job against backbones, devices and rows, and tells jobs that are the same.
 
     Args:
         points: From `compose_points`.
-        lengths: Also tokenize, to know how long the texts are.
 
     Returns:
         The distinct jobs with their facts, and how many were asked for twice (as `alpha=2r` and
@@ -95,15 +90,17 @@ def check_points(points: Sequence[Point], lengths: bool = False) -> tuple[list[P
             cfg,
             describe(cfg, data),
             data.split.to_json(),
-            {name: len(getattr(data.split, name)) for name in ("train", "val", "test")},
-            _mean_lengths(data) if lengths else None,
         )
 
-    distinct: dict[str, Point] = {}
-    found = all_or_error(points, checked)
-    for point in found:
-        distinct.setdefault(point.config_hash, point)
-    return list(distinct.values()), len(found) - len(distinct)
+    return distinct(all_or_error(points, checked))
+
+
+def distinct(points: Sequence[Point]) -> tuple[list[Point], int]:
+    """Each job once, and how many were asked for twice."""
+    found: dict[str, Point] = {}
+    for point in points:
+        found.setdefault(point.config_hash, point)
+    return list(found.values()), len(points) - len(found)
 
 
 def enter(points: Sequence[Point], jobs: Mapping[str, JobEntry]) -> list[JobEntry]:
@@ -149,9 +146,3 @@ def all_or_error(items: Sequence[Item], function: Callable[[Item], Result]) -> l
     if lines:
         raise UserError(list(dict.fromkeys(lines)))
     return results
-
-
-def _mean_lengths(data: "Data") -> tuple[float, float]:
-    part = data.module.part("train")
-    rows = max(1, len(part.rows))
-    return sum(part.source_lengths) / rows, sum(part.target_lengths) / rows

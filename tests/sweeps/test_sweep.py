@@ -149,7 +149,7 @@ def test_fail_fast_stops_at_the_first(words, capsys):
     assert "2 not run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_saves_and_the_sweep_goes_on(words, times):
     more = ["adapter.r=1,2", FAULT % (1, "slow", ""), "trainer.max_epochs=3"]
     command = [*words(*more), *ALLOW]
@@ -256,6 +256,16 @@ def test_the_plan_of_a_sweep(words, capsys):
     shown = capsys.readouterr().out
     assert "3 jobs" in shown and "disk" in shown and "memory" in shown
     assert not Path("sweep").exists()
+
+
+def test_a_plan_needs_neither_device_nor_hub(capsys):
+    """What a laptop can say of a sweep for a GPU; counts come from the split's name."""
+    large = ["model=flan_t5_large", "data=meqsum", "trainer=gpu"]
+    assert main(["plan", "-m", "experiment=ablation_scope", *large]) == 0
+    shown = capsys.readouterr().out
+    assert "4 jobs" in shown and "unknown" in shown and "scope-encoder" in shown
+    assert main(["plan", "-m", "adapter.r=1,2", "data=meqsum", "data.split=folds"]) == 2
+    assert "data.hub_id" in capsys.readouterr().err
 
 
 def _tree(process):
