@@ -17,6 +17,7 @@ from transformers import (
 
 from meqsum_lightning.models import dropout
 from meqsum_lightning.models.dropout import (
+    GroupedRowDropout,
     KeySlot,
     RowDropout,
     recompute_context,
@@ -52,6 +53,45 @@ def test_a_mask_does_not_depend_on_company_or_padding(rows, tokens, padding, fea
     for position, row in enumerate(rows):
         alone = masks(module, keys_of(row), tokens, features)
         assert torch.equal(together[position, :tokens], alone[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from([0.0, 1e-7, 0.1, 0.5, 0.99])), min_size=1
+    ).filter(lambda groups: 0 < sum(rows for rows, _ in groups) < 20),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_groups_of_rows_have_the_dropout_they_would_have_alone(groups, dtype):
+    rows = sum(size for size, _ in groups)
+    x = torch.randn(rows, 3, 6, dtype=dtype, requires_grad=True)
+    keys = keys_of(*range(rows))
+    grouped = GroupedRowDropout("encoder.q", KeySlot())
+    with row_keys(grouped, keys):
+        together = grouped(x, groups)
+    start = 0
+    for size, p in groups:
+        mine = slice(start, start + size)
+        start += size
+        single = layer(p)
+        with row_keys(single, keys[mine]):
+            assert torch.equal(together[mine], single(x[mine]))
+    assert torch.equal(grouped.eval()(x, groups), x)
+
+
+def test_rows_without_dropout_keep_nan_away_from_the_others():
+    grouped, x = GroupedRowDropout("encoder.q", KeySlot()), torch.ones(4, 2, 6)
+    groups = [(2, 0.5), (1, 0.0), (1, 0.5)]
+    with row_keys(grouped, keys_of(0, 1, 2, 3)):
+        clean = grouped(x, groups)
+        x[2] = math.nan
+        spoiled = grouped(x, groups)
+        assert spoiled[2].isnan().all()
+        assert torch.equal(clean[[0, 1, 3]], spoiled[[0, 1, 3]])
+        with pytest.raises(RuntimeError, match="4 row keys"):
+            grouped(x[:3], groups)
+    with pytest.raises(RuntimeError, match="row_keys"):
+        grouped(x, groups)
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
