@@ -14,6 +14,7 @@ from meqsum_lightning.report.plots_style import (
     MARKERS,
     ONE_COLUMN,
     clean,
+    legend_columns,
     new_figure,
     note_empty,
     number,
@@ -76,8 +77,9 @@ def learning_curves(
     if highlighted is None:
         highlighted = sorted(runs, key=lambda name: -best[name])
     chosen = [name for name in highlighted if name in runs][:HIGHLIGHTED]
-    labels = dict(zip(chosen, short_names(chosen, 26), strict=True))
-    figure = new_figure(ONE_COLUMN, 82.0 + 3.4 * math.ceil((len(chosen) + 1) / 2))
+    labels = dict(zip(chosen, short_names(chosen, 44), strict=True))
+    columns = legend_columns(list(labels.values()))
+    figure = new_figure(ONE_COLUMN, 82.0 + 3.4 * math.ceil((len(chosen) + 1) / columns))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.15])
     for axes, curves, with_marks in ((upper, losses, False), (lower, scores, True)):
         for name in runs:
@@ -94,7 +96,7 @@ def learning_curves(
     lower.set_xlabel("epochs" if by == "epochs" else "optimizer steps")
     xs = [x for curves in (losses, scores) for points in curves.values() for x, _ in points]
     lower.set_xlim(0.0, max(xs, default=1.0) * 1.02)
-    _legend(figure, upper, lower, len(runs) - len(chosen))
+    _legend(figure, upper, lower, len(runs) - len(chosen), columns)
     figure.align_ylabels([upper, lower])
     return settle(figure)
 
@@ -147,7 +149,7 @@ def _draw(
     axes.plot([x for x, _ in points], [y for _, y in points], gid=f"run:{clean(name)}", **look)
 
 
-def _legend(figure: "Figure", upper: "Axes", lower: "Axes", others: int) -> None:
+def _legend(figure: "Figure", upper: "Axes", lower: "Axes", others: int, columns: int) -> None:
     """Every highlighted run once, wherever it is drawn, and how many are grey."""
     from matplotlib.lines import Line2D
 
@@ -158,4 +160,6 @@ def _legend(figure: "Figure", upper: "Axes", lower: "Axes", others: int) -> None
     if others:
         entries[f"{others} others"] = Line2D([], [], color=GREY, linewidth=0.8)
     if entries:
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=2)
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=columns
+        )

@@ -14,6 +14,7 @@ from meqsum_lightning.report.plots_style import (
     INK,
     ONE_COLUMN,
     TWO_COLUMNS,
+    clean,
     ink_on,
     new_figure,
     note_empty,
@@ -33,6 +34,8 @@ _CELL, _BARE_CELL = (9.0, 5.5), (2.7, 2.9)
 _OUTCOME_CELL = (8.5, 9.5)
 # Room of one letter of 7 pt, in mm.
 _LETTER = 1.55
+# Cells of few columns stop growing here, in mm.
+_WIDEST_CELL = 16.0
 
 
 @styled()
@@ -75,9 +78,10 @@ def heat_maps(
     panel_width = label_room + len(column_values) * cell[0]
     across = max(1, min(len(panels), int(ONE_COLUMN // panel_width)))
     down = max(1, math.ceil(len(panels) / across))
+    across = max(1, math.ceil(len(panels) / down))
     upright = cell is _CELL and max((len(n) for n in column_names), default=1) * _LETTER <= cell[0]
     column_room = 4.0 if upright else 3.0 + _LETTER * max((len(n) for n in column_names), default=1)
-    height = down * (max(len(row_values), 1) * cell[1] + 9.0 + column_room) + 13.0
+    height = down * (max(len(row_values), 1) * cell[1] + 10.0 + column_room) + 13.0
     figure = new_figure(max(ONE_COLUMN, across * panel_width), height)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     finite = np.concatenate([t[np.isfinite(t)] for t in tables.values()] or [np.empty(0)])
@@ -86,14 +90,15 @@ def heat_maps(
         low, high = low - 0.5 * 10.0**-decimals, high + 0.5 * 10.0**-decimals
     mesh = None
     for panel, (title, table) in zip(axes, tables.items(), strict=False):
-        panel.set_title(shorten(title, 40))
+        panel.set_title(shorten(title, 50 // across), fontweight="bold", loc="left", pad=3.0)
         if not table.size:
             note_empty(panel)
             continue
         mesh = _cells(panel, table, "cividis", low, high)
         _name_sides(panel, row_names, column_names, upright)
-        panel.set_xlabel(columns)
-        panel.set_ylabel(rows)
+        _limit_cells(panel, (ONE_COLUMN / across - label_room) / table.shape[1], cell[1])
+        panel.set_xlabel(clean(columns))
+        panel.set_ylabel(clean(rows))
         for r, c in zip(*np.nonzero(~np.isfinite(table)), strict=True):
             _hatch(panel, int(r), int(c))
         if cell is _CELL:
@@ -103,14 +108,23 @@ def heat_maps(
         panel.set_axis_off()
     if mesh is not None and finite.size:
         bar = figure.colorbar(
-            mesh, ax=list(axes), location="bottom", aspect=40, shrink=0.8, pad=0.02, label=score
+            mesh,
+            ax=list(axes),
+            location="bottom",
+            aspect=40,
+            shrink=0.8,
+            pad=0.02,
+            label=clean(score),
         )
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.solids.set_edgecolor("face")  # type: ignore[union-attr]
         from matplotlib.ticker import MaxNLocator
 
-        bar.locator = MaxNLocator(4)
-        bar.update_ticks()
+        if finite.min() == finite.max():
+            bar.set_ticks([float(finite[0])], labels=[f"{finite[0]:.{decimals}f}"])
+        else:
+            bar.locator = MaxNLocator(4)
+            bar.update_ticks()
     return settle(figure)
 
 
@@ -142,7 +156,7 @@ def win_tie_loss(
         cell = _BARE_CELL
     # A lone system or a pair would stretch over the column: the cells set the size.
     width = max(ONE_COLUMN, room + len(names) * cell[0] + 2.0)
-    figure = new_figure(width, max(len(names), 1) * cell[1] + 25.0)
+    figure = new_figure(width, max(len(names), 1) * cell[1] + 29.0)
     axes = figure.subplots()
     if not names:
         note_empty(axes)
@@ -153,6 +167,7 @@ def win_tie_loss(
     # PuOr differs in lightness and hue for every kind of colour vision; white is level.
     mesh = _cells(axes, net, "PuOr_r", -1.0, 1.0)
     _name_sides(axes, labels, [str(at) for at in range(1, len(names) + 1)], True)
+    _limit_cells(axes, (width - room) / len(names), cell[1])
     for at in range(len(names)):
         axes.add_patch(_rectangle(at, at, facecolor="#E6E6E6", edgecolor="none"))
     for r, c in zip(*np.nonzero(np.isfinite(net)), strict=True):
@@ -167,7 +182,7 @@ def win_tie_loss(
         axes.set_xticks([at + 0.5 for at in range(4, len(names), 5)])
         axes.set_xticklabels([str(at + 1) for at in range(4, len(names), 5)])
     bar = figure.colorbar(mesh, ax=axes, location="bottom", aspect=40, shrink=0.8, pad=0.03)
-    bar.set_label(f"row against column, {score}: (wins \u2212 losses) / questions")
+    bar.set_label(f"(wins \u2212 losses) / questions\nrow against column, {clean(score)}")
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.solids.set_edgecolor("face")  # type: ignore[union-attr]
     bar.set_ticks([-1, -0.5, 0, 0.5, 1])
@@ -205,6 +220,12 @@ def _name_sides(axes: "Axes", rows: Sequence[str], columns: Sequence[str], uprig
     axes.set_xticks(np.arange(len(columns)) + 0.5, labels=columns)
     if not upright:
         axes.tick_params(axis="x", labelrotation=90)
+
+
+def _limit_cells(axes: "Axes", width: float, height: float) -> None:
+    """Keeps cells of few columns from stretching over the whole width."""
+    if width > _WIDEST_CELL:
+        axes.set_aspect(height / _WIDEST_CELL)
 
 
 def _write(axes: "Axes", mesh: Any, row: int, column: int, value: float, text: str) -> None:

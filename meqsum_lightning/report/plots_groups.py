@@ -13,13 +13,13 @@ from meqsum_lightning.report.plots_style import (
     MARKERS,
     ONE_COLUMN,
     clean,
+    legend_columns,
     new_figure,
     note_empty,
     number,
     padded,
     settle,
     short_names,
-    shorten,
     styled,
 )
 
@@ -46,10 +46,12 @@ def scores_by_group(panels: Sequence[Mapping[str, Any]], *, score: str) -> "Figu
 
     Returns:
         The figure, 85 mm wide, panels below each other on one scale. The first five systems are
-        coloured and stand side by side; the others are grey dots on the middle of their group.
+        coloured and stand side by side; the others are grey dots at the right of their group.
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel["systems"]))
-    rows = math.ceil(min(len(names), COLOURED + 1) / 2)
+    labels = short_names(names[:COLOURED], 44)
+    columns = legend_columns(labels)
+    rows = math.ceil(min(len(names), COLOURED + 1) / columns)
     figure = new_figure(ONE_COLUMN, 42.0 * max(len(panels), 1) + 3.6 * rows + 1.0)
     all_axes = figure.subplots(max(len(panels), 1), 1, squeeze=False, sharey=True).ravel()
     values = [
@@ -65,7 +67,7 @@ def scores_by_group(panels: Sequence[Mapping[str, Any]], *, score: str) -> "Figu
         _panel(axes, panel, names)
         axes.set_ylabel(clean(score))
         axes.set_ylim(*padded(values))
-    _legend(figure, names)
+    _legend(figure, labels, len(names) - len(labels), columns)
     return settle(figure)
 
 
@@ -85,13 +87,12 @@ def _panel(axes: "Axes", panel: Mapping[str, Any], names: Sequence[str]) -> None
     axes.tick_params(axis="x", length=0)
     for border in range(1, len(groups)):
         axes.axvline(border - 0.5, color="#E3E3E3", linewidth=0.5, zorder=0)
-    coloured = min(len(names), COLOURED)
+    # The grey dots of all others share one place at the right.
+    slots = min(len(names), COLOURED + 1)
     drawn = False
     for place, name in enumerate(names):
         points = [_three(point) for point in panel["systems"].get(name, [])]
-        offset = (place - (coloured - 1) / 2) * min(0.16, 0.7 / coloured)
-        if place >= COLOURED:
-            offset = 0.0
+        offset = (min(place, COLOURED) - (slots - 1) / 2) * min(0.16, 0.75 / slots)
         xs = [at + offset for at in range(len(points))]
         drawn = drawn or any(math.isfinite(point[0]) for point in points)
         _dots(axes, xs, points, place)
@@ -121,20 +122,17 @@ def _dots(
     )
 
 
-def _legend(figure: "Figure", names: Sequence[str]) -> None:
+def _legend(figure: "Figure", labels: Sequence[str], others: int, columns: int) -> None:
     from matplotlib.lines import Line2D
 
     entries: dict[str, Any] = {}
-    for place, label in enumerate(short_names(names[:COLOURED], 28)):
+    for place, label in enumerate(labels):
         entries[label] = Line2D(
             [], [], color=COLOURS[place], marker=MARKERS[place], markersize=4.2, linewidth=0.9
         )
-    if len(names) > COLOURED:
-        entries[f"{len(names) - COLOURED} others"] = Line2D(
-            [], [], color=GREY, marker=".", linestyle="none"
-        )
-    if len(names) > 1:
-        columns = 2 if max(len(shorten(name, 28)) for name in names) > 14 else 3
+    if others:
+        entries[f"{others} others"] = Line2D([], [], color=GREY, marker=".", linestyle="none")
+    if len(entries) > 1:
         figure.legend(
             list(entries.values()), list(entries), loc="outside upper center", ncols=columns
         )

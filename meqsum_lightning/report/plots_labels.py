@@ -34,6 +34,7 @@ def place_labels(
     Returns:
         The annotations that found a place.
     """
+    from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
     pixels = axes.get_figure(root=True).dpi / 72.0  # type: ignore[union-attr]
@@ -48,6 +49,8 @@ def place_labels(
         note = axes.annotate(
             name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=FONT, zorder=4
         )
+        # Lines end before the letters; the halo doesn't count as part of the name's box.
+        note.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
         note.set_in_layout(False)
         if _settle(note, taken, frame):
             taken.append(note.get_window_extent().padded(0.8 * pixels))

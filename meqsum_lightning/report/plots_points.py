@@ -15,6 +15,7 @@ from meqsum_lightning.report.plots_style import (
     MARKERS,
     ONE_COLUMN,
     clean,
+    legend_columns,
     new_figure,
     note_empty,
     number,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Interval = tuple[Any, Any] | None
 # Points beyond the front that get a name, while there is room.
-_NAMED = 12
+_NAMED = 6
 
 
 def pareto_front(parameters: Sequence[Any], scores: Sequence[Any]) -> list[int]:
@@ -107,17 +108,19 @@ def score_against_parameters(
     for at in kept:
         axes.plot([xs[at]] * 2, ends[at], color=GREY, linewidth=0.8, zorder=1, gid=f"interval-{at}")
     front = pareto_front([xs.get(at) for at in range(len(names))], values)
-    axes.step(
-        [xs[at] for at in front] + [axes.get_xlim()[1]],
-        [values[at] for at in front] + [values[front[-1]]],
-        where="post",
-        color=INK,
-        linewidth=0.8,
-        linestyle=(0, (3, 1.5)),
-        zorder=2,
-        label="Pareto front",
-        gid="front",
-    )
+    if len(front) > 1:
+        axes.step(
+            [xs[at] for at in front] + [axes.get_xlim()[1]],
+            [values[at] for at in front] + [values[front[-1]]],
+            where="post",
+            color=INK,
+            linewidth=0.8,
+            linestyle=(0, (3, 1.5)),
+            zorder=2,
+            label="Pareto front",
+            gid="front",
+        )
+    shown_kinds = short_names(kinds, 24)
     for place, kind in enumerate(kinds):
         chosen = [at for at in kept if members[at] == kind]
         axes.plot(
@@ -130,11 +133,12 @@ def score_against_parameters(
             markersize=5.0,
             color=COLOURS[place % len(COLOURS)],
             zorder=3,
-            label=short_names(kinds, 24)[place] or None,
+            label=shown_kinds[place] or None,
             gid=f"points-{place}",
         )
-    columns = 3 if max((len(kind) for kind in kinds), default=0) <= 12 else 2
-    figure.legend(loc="outside upper center", ncols=columns)
+    entries = ["Pareto front"] * (len(front) > 1) + [kind for kind in shown_kinds if kind]
+    if entries:
+        figure.legend(loc="outside upper center", ncols=legend_columns(entries))
     settle(figure)
     others = sorted(set(kept) - set(front), key=lambda at: -values[at])[:_NAMED]
     shown = short_names(names, 22)
@@ -265,7 +269,7 @@ def _size_axis(axes: "Axes", sizes: Sequence[float]) -> float:
 
 def _log_ticks(low: float, high: float, span: float) -> list[float]:
     """Ticks at 1, (2,) (5) × 10^n, as few decades as a column has room for."""
-    parts = (1, 2, 5) if span <= 1.7 else (1,)
+    parts = (1, 2, 5) if span <= 2.3 else (1,)
     first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
     step = max(1, math.ceil((last - first) / 9))
     ticks = [part * 10.0**power for power in range(first, last + 1, step) for part in parts]
