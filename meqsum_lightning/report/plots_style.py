@@ -126,7 +126,7 @@ def new_figure(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width / 25.4, height / 25.4), layout="constrained")
     FigureCanvasAgg(figure)
     engine: Any = figure.get_layout_engine()
-    engine.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.03)
+    engine.set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.03)
     return figure
 
 
