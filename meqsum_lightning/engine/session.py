@@ -24,8 +24,9 @@ class Session:
     themselves (`adapter=full`) are never kept, and after a failure nothing is.
 
     Args:
-        listener: Called with facts about the current training (`step`, `steps`, `epoch`,
-            `value` of the monitored metric), often; None: nobody listens.
+        listener: Called with facts about the current training, often: `stage` outside the steps,
+            else `step`, `steps`, `epoch` and `value` of the monitored metric; None: nobody
+            listens.
     """
 
     def __init__(self, listener: Listener | None = None):

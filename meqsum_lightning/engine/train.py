@@ -151,6 +151,7 @@ def run_training(
 ) -> None:
     """Loads the model, fits it, and scores it: the part of a training that a run directory sees."""
     trained = cfg.adapter.method != "none"
+    session.tell(stage="loading")
     backbone = session.borrow_backbone(cfg)
     model = apply_adapter(backbone, cfg.adapter, cfg.seed, *adapter_base_name(cfg.model))
     replace_adapter_dropout(model)
@@ -172,6 +173,7 @@ def run_training(
 
     # The backbone alone comes first: full fine-tuning leaves nothing of it.
     if cfg.test and cfg.test_base and "test_base/rouge1" not in read_metrics(record.folder):
+        session.tell(stage="backbone alone")
         base = score_base(cfg, module, data.module, "test", fingerprint)
         keep_scores(cfg, record, data, base, "test_base", "test", "predictions_base.csv")
 
@@ -186,6 +188,7 @@ def run_training(
         keep_scores(cfg, record, data, scores, "val", "val", "predictions_val.csv")
 
     if cfg.test:
+        session.tell(stage="test")
         if trained or not cfg.test_base:
             scores = score(cfg, module, data.module, "test", "test")
         else:

@@ -50,6 +50,8 @@ class Display:
         self.table = kind == "bar" or (kind == "auto" and terminal)
         self.quiet = kind == "none"
         self._progress: dict[str, dict[str, Any]] = {}
+        # When a job was first seen training, and how far it was then.
+        self._first: dict[str, tuple[float, float]] = {}
         self._began: dict[str, float] = {}
         self._took: dict[str, float] = {}
         self._live: Live | None = None
@@ -72,11 +74,14 @@ class Display:
         """A worker has taken a job."""
         self._began[job.name] = time.monotonic()
         self._progress.pop(job.name, None)
+        self._first.pop(job.name, None)
         self._line(job, note)
 
     def progressed(self, name: str, facts: Mapping[str, Any]) -> None:
         """A job has come further."""
         self._progress[name] = dict(facts)
+        if facts.get("steps"):
+            self._first.setdefault(name, (time.monotonic(), self._share(name)))
 
     def ended(self, job: JobEntry) -> None:
         """A job has ended."""
@@ -129,24 +134,26 @@ class Display:
 
     def seconds_left(self) -> float | None:
         """From the mean of the jobs that have ended, else from how far the running ones are."""
-        running = [job for job in self.jobs if job.status == "running"]
+        running = [job.name for job in self.jobs if job.status == "running"]
         waiting = sum(job.status == "waiting" for job in self.jobs)
-        shares = {job.name: self._share(job.name) for job in running}
+        lefts = {name: self._left(name) for name in running}
         took = [
             self._took[job.name]
             for job in self.jobs
             if job.status == "completed" and job.name in self._took
+        ] or [
+            time.monotonic() - self._began[name] + left
+            for name, left in lefts.items()
+            if left is not None
         ]
         if not took:
-            took = [
-                (time.monotonic() - self._began[name]) / share
-                for name, share in shares.items()
-                if share > 0.02
-            ]
-        if not took:
             return None
-        undone = waiting + sum(1 - share for share in shares.values())
-        return sum(took) / len(took) * undone / max(1, self.workers)
+        mean = sum(took) / len(took)
+        undone = sum(
+            max(0.0, mean - time.monotonic() + self._began[name]) if left is None else left
+            for name, left in lefts.items()
+        )
+        return (mean * waiting + undone) / max(1, self.workers)
 
     def _cells(self, job: JobEntry) -> list[str]:
         facts = self._progress.get(job.name, {})
@@ -155,11 +162,11 @@ class Display:
         if job.status == "running":
             elapsed = time.monotonic() - self._began.get(job.name, time.monotonic())
             took = _seconds(elapsed)
+            progress = facts.get("stage", "")
             if facts.get("steps"):
                 progress = f"step {facts['step']}/{facts['steps']}"
-                share = self._share(job.name)
-                if share > 0.02:
-                    left = _seconds(elapsed / share - elapsed)
+                if (seconds := self._left(job.name)) is not None:
+                    left = _seconds(seconds)
         elif job.name in self._took:
             took = _seconds(self._took[job.name])
         score = "" if value is None else f"{value:.3f}"
@@ -168,6 +175,13 @@ class Display:
     def _share(self, name: str) -> float:
         facts = self._progress.get(name, {})
         return facts["step"] / facts["steps"] if facts.get("steps") else 0.0
+
+    def _left(self, name: str) -> float | None:
+        """Seconds that a job still trains, from its pace since it was first seen."""
+        first, share = self._first.get(name), self._share(name)
+        if first is None or share <= first[1]:
+            return None
+        return (time.monotonic() - first[0]) / (share - first[1]) * (1 - share)
 
     def _line(self, job: JobEntry, text: str) -> None:
         if self._live is not None:

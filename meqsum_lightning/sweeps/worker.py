@@ -123,8 +123,8 @@ class _Reporter:
         self.name = ""
 
     def tell(self, facts: dict[str, Any]) -> None:
-        done = facts.get("step") == facts.get("steps")
-        if done or time.monotonic() - self._told > TELL_EVERY:
+        rare = "stage" in facts or facts.get("step") == facts.get("steps")
+        if rare or time.monotonic() - self._told > TELL_EVERY:
             self._told = time.monotonic()
             self._line.tell(event="progress", name=self.name, **facts)
 
