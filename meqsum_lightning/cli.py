@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command needs it; what a command does is elsewhere.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 from meqsum_lightning import __version__
 from meqsum_lightning.errors import RunFailed, RunInterrupted, UserError
+from meqsum_lightning.signals import importing
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 failed while running, 2 the input was wrong, 130 interrupted.
     """
     if arguments is None:
+        _open_closed_streams()
         signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -172,8 +175,9 @@ def _sweep(request: Request) -> int:
 
 def _train(request: Request) -> int:
     cfg = _configured(request)
-    from meqsum_lightning.console import print_result
-    from meqsum_lightning.engine.train import train
+    with importing():
+        from meqsum_lightning.console import print_result
+        from meqsum_lightning.engine.train import train
 
     print_result(train(cfg))
     return DONE
@@ -181,8 +185,9 @@ def _train(request: Request) -> int:
 
 def _evaluate(request: Request) -> int:
     cfg = _configured(request)
-    from meqsum_lightning.console import print_evaluation
-    from meqsum_lightning.engine.evaluate import evaluate
+    with importing():
+        from meqsum_lightning.console import print_evaluation
+        from meqsum_lightning.engine.evaluate import evaluate
 
     print_evaluation(evaluate(cfg))
     return DONE
@@ -190,7 +195,8 @@ def _evaluate(request: Request) -> int:
 
 def _predict(request: Request) -> int:
     cfg = _configured(request)
-    from meqsum_lightning.engine.predict import predict
+    with importing():
+        from meqsum_lightning.engine.predict import predict
 
     predict(cfg)
     return DONE
@@ -198,9 +204,10 @@ def _predict(request: Request) -> int:
 
 def _plan(request: Request) -> int:
     cfg = _configured(request)
-    from rich.console import Console
+    with importing():
+        from rich.console import Console
 
-    from meqsum_lightning.plan import make_plan, render
+        from meqsum_lightning.plan import make_plan, render
 
     render(make_plan(cfg), Console())
     return DONE
@@ -246,9 +253,18 @@ def _terminate(number: int, _: FrameType | None) -> None:
     raise RunInterrupted(f"stopped by {signal.Signals(number).name}")
 
 
+def _open_closed_streams() -> None:
+    """Closed streams (`2>&-`) lead nowhere: their numbers must not become those of other files."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
 def _tell(lines: Sequence[str], status: int) -> int:
-    for line in lines:
-        print(f"meqsum: {line}", file=sys.stderr)
+    # With nobody to read it, the exit status still says how it ended.
+    with contextlib.suppress(OSError):
+        for line in lines:
+            print(f"meqsum: {line}", file=sys.stderr)
     return status
 
 

@@ -72,7 +72,7 @@ def test_a_mistake_is_found_before_torch_is_imported():
         ["train", "trainer.devices=2"],
         ["evaluate", "data=demo", "output_dir=/dev/null/x"],
         ["data", "audit", "output=/dev/null/x.json"],
-        ["plan", "-m", "adapter.r=2,4"],
+        ["predict", "-m", "generation.test_num_beams=2,4"],
         ["evaluate", "run=/no/such/run"],
         ["evaluate"],
         ["predict"],

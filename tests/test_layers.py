@@ -9,14 +9,16 @@ ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "logs": set(),
+    "signals": set(),
     "config": {"errors", "config"},
     "data": BASE | {"data"},
     "models": BASE | {"models"},
     "metrics": BASE | {"metrics"},
     "runs": BASE | {"runs"},
     "plan": BASE | {"models", "plan"},
-    "engine": BASE | {"data", "models", "metrics", "runs", "logs", "engine"},
-    "sweeps": BASE | {"models", "runs", "logs", "plan", "engine", "console", "sweeps"},
+    "engine": BASE | {"data", "models", "metrics", "runs", "logs", "signals", "engine"},
+    "sweeps": BASE
+    | {"data", "models", "runs", "logs", "plan", "engine", "console", "signals", "sweeps"},
 }
 
 

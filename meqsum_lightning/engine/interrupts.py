@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one lets the current training step end so that nothing is lost."""
+"""Ctrl-C, SIGTERM, SIGHUP: the first one lets the current training step end; nothing is lost."""
 
 import signal
 import threading
@@ -6,12 +6,11 @@ from types import FrameType
 from typing import Any, Self
 
 from meqsum_lightning.errors import RunInterrupted
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from meqsum_lightning.signals import heeded
 
 
 class InterruptGuard:
-    """A context in which SIGINT and SIGTERM end the run in an orderly way.
+    """A context in which SIGINT, SIGTERM and SIGHUP end the run in an orderly way.
 
     While `deferring`, a first signal only sets `requested`, and the training loop stops at the next
     step; otherwise, and at a second signal, `RunInterrupted` is raised at once.
@@ -25,7 +24,7 @@ class InterruptGuard:
     def __enter__(self) -> Self:
         # Only the main thread may set handlers; elsewhere (a notebook's worker) the caller decides.
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in heeded():
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

@@ -1,8 +1,9 @@
 """What a person sees while a sweep runs: a table on a terminal, a line per event elsewhere."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -58,17 +59,17 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.table:
-            self._live = Live(
-                self.render(), console=self.console, refresh_per_second=4, transient=True
-            )
-            self._live.start()
-        else:
-            self._say(self.title)
+            # Drawn by `refresh` alone: a thread of its own would raise where nobody catches it.
+            live = Live(self.render(), console=self.console, auto_refresh=False, transient=True)
+            with self._nobody_need_look():
+                live.start()
+                self._live = live
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with self._nobody_need_look():
+                self._live.stop()
 
     def started(self, job: JobEntry, note: str) -> None:
         """A worker has taken a job."""
@@ -93,14 +94,16 @@ class Display:
     def tell(self, text: str) -> None:
         """Says something in between."""
         if self._live is not None:
-            self.console.print(Text(text))
+            with self._nobody_need_look():
+                self.console.print(Text(text))
         else:
             self._say(text)
 
     def refresh(self) -> None:
         """Draws the table anew."""
         if self._live is not None:
-            self._live.update(self.render())
+            with self._nobody_need_look():
+                self._live.update(self.render(), refresh=True)
 
     def render(self) -> Group:
         """Heading and table of the jobs that fit on the screen: running, ended, waiting."""
@@ -187,12 +190,22 @@ class Display:
         if self._live is not None:
             self.refresh()
             return
-        ended = sum(entry.status not in ("waiting", "running") for entry in self.jobs)
+        ended = sum(entry.status in ("completed", "failed", "pruned") for entry in self.jobs)
         self._say(f"[{ended}/{len(self.jobs)}] {job.name}: {text}")
 
     def _say(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            with self._nobody_need_look():
+                print(text, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def _nobody_need_look(self) -> Iterator[None]:
+        """A terminal that was closed, or a pipe whose reader has gone, stops no job."""
+        try:
+            yield
+        except (OSError, ValueError, SystemExit):
+            # Rich leaves the program when a pipe breaks.
+            self.quiet, self._live = True, None
 
 
 def _seconds(seconds: float) -> str:

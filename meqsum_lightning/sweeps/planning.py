@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from meqsum_lightning.config.schema import TrainConfig
 from meqsum_lightning.errors import Unreachable
-from meqsum_lightning.sweeps.command import ask
+from meqsum_lightning.signals import importing
+from meqsum_lightning.sweeps.command import ask, check_recorded, same_jobs
 from meqsum_lightning.sweeps.points import Point, all_or_error, distinct, enter
 from meqsum_lightning.sweeps.record import DEFAULT_PARENT, SWEEP_FILE, JobEntry, read_sweep
 
@@ -42,12 +43,15 @@ def plan(overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
     from meqsum_lightning.logs import configure
 
     configure()
-    from rich.console import Console
+    with importing():
+        from rich.console import Console
 
-    from meqsum_lightning.plan import plan_sweep, render_sweep
-    from meqsum_lightning.sweeps.leases import workers
+        from meqsum_lightning.plan import plan_sweep, render_sweep
+        from meqsum_lightning.sweeps.leases import workers
 
-    points, texts = _study(asked.points)
+    points, texts, twice = _study(asked.points)
+    if all(text.lengths for text in texts.values()):
+        check_recorded(asked, points)
     jobs: dict[str, JobEntry] = {}
     if asked.root is not None and (asked.root / SWEEP_FILE).exists():
         jobs = {job.name: job for job in read_sweep(asked.root)[1]}
@@ -57,6 +61,8 @@ def plan(overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
         for entry, point in zip(entries, points, strict=True)
         if entry.status != "completed"
     ]
+    if twice:
+        print(same_jobs(twice))
     if len(todo) < len(entries):
         print(f"{len(entries) - len(todo)} of {len(entries)} jobs are completed already")
     if not todo:
@@ -76,8 +82,10 @@ def plan(overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
     render_sweep(done, Console(highlight=False))
 
 
-def _study(points: Sequence[Point]) -> tuple[list[Point], dict[str, _Texts]]:
-    """Ranks and hashes of the points, and by hash what is known of their rows."""
+def _study(points: Sequence[Point]) -> tuple[list[Point], dict[str, _Texts], int]:
+    """Distinct points with their hashes, by hash what is known of their rows, and how many points
+    were asked for twice.
+    """
     from meqsum_lightning.plan import make_plan, with_rank
 
     texts: dict[str, _Texts] = {}
@@ -96,7 +104,8 @@ def _study(points: Sequence[Point]) -> tuple[list[Point], dict[str, _Texts]]:
         texts[digest] = text
         return replace(point, cfg=cfg, facts={"config_hash": digest})
 
-    return distinct(all_or_error(points, studied))[0], texts
+    found, twice = distinct(all_or_error(points, studied))
+    return found, texts, twice
 
 
 def _read(cfg: TrainConfig) -> tuple[_Texts, str]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from meqsum_lightning.config.compose import build_config
 from meqsum_lightning.config.schema import TrainConfig
 from meqsum_lightning.errors import UserError
+from meqsum_lightning.signals import importing
 from meqsum_lightning.sweeps.grid import Combination
 from meqsum_lightning.sweeps.names import job_name, short_labels, unique_name
 from meqsum_lightning.sweeps.record import JobEntry
@@ -71,9 +73,10 @@ def check_points(points: Sequence[Point]) -> tuple[list[Point], int]:
     Raises:
         UserError: With every mistake of every job.
     """
-    from meqsum_lightning.engine.parts import load_data
-    from meqsum_lightning.engine.train import check_model, describe
-    from meqsum_lightning.models.budget import resolve_rank
+    with importing():
+        from meqsum_lightning.engine.parts import load_data
+        from meqsum_lightning.engine.train import check_model, describe
+        from meqsum_lightning.models.budget import resolve_rank
 
     loaded: dict[str, Data] = {}
 
@@ -124,7 +127,7 @@ def enter(points: Sequence[Point], jobs: Mapping[str, JobEntry]) -> list[JobEntr
             values = {key: point.values[key] for key in keys if key in point.values}
             name = unique_name(job_name(values, labels, point.cfg.name), point.config_hash, taken)
             taken.add(name)
-            entry = JobEntry(name, list(point.overrides), point.config_hash)
+            entry = JobEntry(name, list(point.overrides), point.config_hash, cwd=str(Path.cwd()))
         entries.append(entry)
     return entries
 

@@ -19,6 +19,8 @@ from meqsum_lightning.errors import RunFailed
 from meqsum_lightning.sweeps.leases import Lease
 
 TICK_SECONDS = 0.25
+# Time that workers get to save and end when the sweep itself fails.
+SAVE_SECONDS = 30.0
 
 
 class Feeder(Protocol):
@@ -48,7 +50,9 @@ class _Worker:
     answers: int
     events: int
     log: Path
+    # Whether it has asked for a job, and been told that there is none.
     asked: bool = False
+    released: bool = False
     job: str | None = None
     buffer: bytes = field(default=b"")
 
@@ -67,7 +71,7 @@ class Pool:
         self.feeder = feeder
         self.logs = logs
         self.stopping = False
-        self.killing = False
+        self._faults: list[str] = []
         self._workers: dict[int, _Worker] = {}
         self._selector = selectors.DefaultSelector()
 
@@ -75,7 +79,7 @@ class Pool:
         """Runs until every worker has ended.
 
         Raises:
-            RunFailed: A worker could not even start.
+            RunFailed: Workers could not even start, and jobs may be left.
         """
         self.logs.mkdir(exist_ok=True)
         try:
@@ -86,11 +90,10 @@ class Pool:
                     self._read(key.data)
                 self.feeder.tick()
         finally:
-            if self._workers:
-                self.kill()
-                for worker in list(self._workers.values()):
-                    self._reap(worker)
+            self._leave()
             self._selector.close()
+        if self._faults and not self.stopping:
+            raise RunFailed(self._faults[0])
 
     def stop(self) -> None:
         """Hands out nothing more and asks the workers to save and end."""
@@ -99,7 +102,7 @@ class Pool:
 
     def kill(self) -> None:
         """Ends the workers at once, with all that they have started."""
-        self.stopping = self.killing = True
+        self.stopping = True
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
@@ -149,6 +152,7 @@ class Pool:
             worker.asked = True
             job = None if self.stopping else self.feeder.next_job(worker.lease)
             worker.job = job["name"] if job else None
+            worker.released = job is None
             text = json.dumps({"jobs": [job] if job else []}) + "\n"
             with contextlib.suppress(BrokenPipeError):
                 os.write(worker.answers, text.encode())
@@ -161,14 +165,28 @@ class Pool:
     def _end(self, worker: _Worker) -> None:
         """A worker has closed its pipe: it is done, or dead."""
         self._reap(worker)
+        reason = _reason(worker.process.returncode)
         if worker.job is not None:
-            self.feeder.died(worker.job, _reason(worker.process.returncode))
-            if not self.stopping:
-                self._start(worker.number, worker.lease)
-        elif not worker.asked and not self.stopping:
-            raise RunFailed(
-                f"a worker could not start ({_reason(worker.process.returncode)}); see {worker.log}"
-            )
+            self.feeder.died(worker.job, reason)
+        if worker.released or self.stopping:
+            return
+        if worker.asked:
+            self._start(worker.number, worker.lease)
+        else:
+            # Another one would end in the same way; the rest of the pool goes on.
+            self._faults.append(f"a worker could not start ({reason}); see {worker.log}")
+
+    def _leave(self) -> None:
+        """After a fault of our own: what runs is saved, if it can be in good time."""
+        if not self._workers:
+            return
+        self.stop()
+        for worker in list(self._workers.values()):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(SAVE_SECONDS)
+        self.kill()
+        for worker in list(self._workers.values()):
+            self._reap(worker)
 
     def _reap(self, worker: _Worker) -> None:
         with contextlib.suppress(KeyError):

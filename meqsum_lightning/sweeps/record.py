@@ -4,9 +4,11 @@ The file is written whole at every change; what a killed sweep left in it is put
 """
 
 import contextlib
+import json
+import logging
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +31,9 @@ DEFAULT_PARENT = Path("multirun")
 FAILED_FOLDER = "failed"
 LOGS_FOLDER = "logs"
 ENDED = ("completed", "failed", "interrupted", "pruned")
+STATUSES = ("waiting", "running", *ENDED)
+
+log = logging.getLogger("meqsum_lightning")
 
 
 @dataclass
@@ -45,6 +50,7 @@ class JobEntry:
         ended: When that ended.
         error: Why it failed, in one line.
         value: Best validation score of the monitored metric.
+        cwd: Where the command was typed, from which relative paths start.
     """
 
     name: str
@@ -56,6 +62,7 @@ class JobEntry:
     ended: str | None = None
     error: str | None = None
     value: float | None = None
+    cwd: str | None = None
 
 
 class SweepRecord:
@@ -75,6 +82,7 @@ class SweepRecord:
         self.content = content
         self.jobs = jobs
         self._descriptor = descriptor
+        self._told = False
 
     @classmethod
     def open(cls, root: Path) -> Self:
@@ -111,8 +119,19 @@ class SweepRecord:
             raise
         return cls(root, content, {job.name: job for job in jobs}, descriptor)
 
-    def start(self, overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
-        """Writes what this command asks for, and who works on it."""
+    def start(
+        self, overrides: Sequence[str], config_dirs: Sequence[str], settings: Mapping[str, Any]
+    ) -> None:
+        """Writes what this command asks for, and who works on it.
+
+        Args:
+            overrides: As typed.
+            config_dirs: Further folders of config groups.
+            settings: How jobs are run, for a command that names the folder alone.
+
+        Raises:
+            UserError: The folder can't be written.
+        """
         commands = [*self.content.get("commands", ())]
         if list(overrides) not in commands:
             commands.append(list(overrides))
@@ -127,8 +146,10 @@ class SweepRecord:
             "sessions": self.content.get("sessions", 0) + 1,
             "commands": commands,
             "config_dirs": [str(Path(folder).resolve()) for folder in config_dirs],
+            "settings": dict(settings),
         }
-        self.write()
+        with mendable(self.root, "sweep.dir"):
+            write_json(self.root / SWEEP_FILE, self._whole())
 
     def update(self, name: str, **facts: Any) -> None:
         """Changes what is known of a job."""
@@ -153,9 +174,20 @@ class SweepRecord:
             self._descriptor = -1
 
     def write(self) -> None:
-        """Writes `sweep.json`."""
-        content = self.content | {"heartbeat": now(), "jobs": list(map(asdict, self.jobs.values()))}
-        write_json(self.root / SWEEP_FILE, content)
+        """Writes `sweep.json`; a disk that is full stops no job."""
+        try:
+            write_json(self.root / SWEEP_FILE, self._whole())
+        except OSError as problem:
+            if not self._told:
+                log.warning("%s cannot be written: %s", self.root / SWEEP_FILE, problem)
+                self._told = True
+            # The blocks that the file has may be enough.
+            with contextlib.suppress(OSError):
+                (self.root / SWEEP_FILE).write_text(json.dumps(self._whole()), encoding="utf-8")
+
+    def _whole(self) -> dict[str, Any]:
+        jobs = list(map(asdict, self.jobs.values()))
+        return self.content | {"heartbeat": now(), "jobs": jobs}
 
 
 def read_sweep(root: Path) -> tuple[dict[str, Any], list[JobEntry]]:
@@ -173,8 +205,8 @@ def read_sweep(root: Path) -> tuple[dict[str, Any], list[JobEntry]]:
     path = root / SWEEP_FILE
     try:
         content = read_json(path)
-        jobs = [JobEntry(**entry) for entry in content.pop("jobs")]
-        version = content["version"]
+        jobs = [_entry(**entry) for entry in content.pop("jobs")]
+        version, status = content["version"], content["status"]
     except OSError as error:
         raise UserError(
             f"sweep.dir={root}: {SWEEP_FILE} cannot be read ({error.strerror}); expected a sweep"
@@ -183,11 +215,24 @@ def read_sweep(root: Path) -> tuple[dict[str, Any], list[JobEntry]]:
         raise UserError(f"{path}: damaged; expected the file that a sweep wrote") from None
     if version != VERSION:
         raise UserError(f"{path}: version {version}; this program reads version {VERSION}")
-    if content["status"] == "running" and not is_alive(content):
+    if status == "running" and not is_alive(content):
         content["status"] = "interrupted"
     for job in jobs:
         reconcile(root, job)
     return content, jobs
+
+
+def _entry(**facts: Any) -> JobEntry:
+    """An entry as it was written; ValueError for one that was not written here."""
+    job = JobEntry(**facts)
+    texts = [job.name, job.config_hash, job.status, job.folder or job.name, *job.overrides]
+    if not isinstance(job.overrides, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError
+    if job.status not in STATUSES or any(
+        name in ("", ".", "..") or "/" in name for name in (job.name, job.folder or job.name)
+    ):
+        raise ValueError
+    return job
 
 
 def reconcile(root: Path, job: JobEntry) -> None:

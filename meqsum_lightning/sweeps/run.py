@@ -10,9 +10,10 @@ from typing import Any
 
 from meqsum_lightning.config import components
 from meqsum_lightning.config.schema import SweepConfig
-from meqsum_lightning.errors import RunFailed
+from meqsum_lightning.errors import RunFailed, UserError
 from meqsum_lightning.runs.checkpoints import prune
 from meqsum_lightning.runs.record import RunRecord, now
+from meqsum_lightning.signals import heeded
 from meqsum_lightning.sweeps.leases import Lease
 from meqsum_lightning.sweeps.live import Display
 from meqsum_lightning.sweeps.points import Point
@@ -59,6 +60,7 @@ class SweepRun:
         self.signalled: str | None = None
         self.pool = Pool(leases, self, record.root / LOGS_FOLDER)
         self._queue = [entry for entry in self.entries if entry.status != "completed"]
+        self._started: set[str] = set()
         self._best: dict[str, JobEntry] = {}
         for entry in self.entries:
             if entry.status == "completed":
@@ -68,14 +70,11 @@ class SweepRun:
         """Runs what is missing; afterwards every job's status is in the record.
 
         Raises:
-            RunFailed: No worker could start.
+            RunFailed: Workers could not start, and jobs are left.
         """
         if not self._queue:
             return
-        previous = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        previous = {number: signal.signal(number, self._handle) for number in heeded()}
         try:
             self._wait_for_orphans()
             if not self.signalled:
@@ -83,7 +82,7 @@ class SweepRun:
                     self.pool.run()
         finally:
             for entry in self.entries:
-                if entry.status == "running":
+                if entry.status == "running" and entry.name in self._started:
                     self._close(entry, "interrupted", "the sweep was stopped")
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -116,6 +115,7 @@ class SweepRun:
             ended=None,
             error=None,
         )
+        self._started.add(entry.name)
         self.display.started(entry, note)
         return {
             "name": entry.name,
@@ -147,6 +147,8 @@ class SweepRun:
         close_job(root, entry, status, error)
         entry.status, entry.error = status, error or None
         reconcile(root, entry)
+        if entry.status == "interrupted" and self.pool.stopping and not self.signalled:
+            entry.error = "stopped by sweep.fail_fast"
         if entry.status == "failed":
             # As the worker told it: without the name of an exception class in front.
             entry.error = error or entry.error
@@ -164,8 +166,9 @@ class SweepRun:
         if folder.exists():
             return
         config = point.cfg.model_dump(by_alias=True)
+        # A full disk holds no folder; the sweep says then what it knows.
         with (
-            contextlib.suppress(RunFailed),
+            contextlib.suppress(RunFailed, UserError, OSError),
             RunRecord.create(folder, config, point.facts, point.split),
         ):
             raise RunFailed(error)
@@ -222,6 +225,7 @@ def missing(entries: Sequence[JobEntry], root: Path) -> str:
         f"{count('completed')} completed already" if count("completed") else "",
         f"{count('interrupted')} to go on with" if count("interrupted") else "",
         f"{count('failed')} failed, to start again" if count("failed") else "",
+        f"{count('running')} still running" if count("running") else "",
         f"{count('waiting')} to run" if count("waiting") else "",
     ]
     jobs = "1 job" if len(entries) == 1 else f"{len(entries)} jobs"

@@ -82,6 +82,23 @@ def test_more_jobs_than_lines(clock):
     assert any("and 84 more" in line for line in lines)
 
 
+@pytest.mark.parametrize("kind", ["bar", "plain"])
+def test_a_terminal_that_goes_away_stops_nothing(kind, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    job = JobEntry("r-1", [], "1-a")
+    monkeypatch.setattr(live.sys, "stderr", Gone())
+    console = Console(file=Gone(), force_terminal=True)
+    with Display("sweep s", [job], 1, kind, console) as shown:
+        start(shown, job)
+        shown.refresh()
+        shown.tell("something")
+        shown.ended(job)
+    assert shown.quiet
+
+
 def test_lines_elsewhere(capsys):
     job = JobEntry("r-1", [], "1-a")
     shown = Display("sweep s", [job], 1, "plain")
@@ -90,7 +107,6 @@ def test_lines_elsewhere(capsys):
         job.status, job.error = "failed", "struck"
         shown.ended(job)
     assert capsys.readouterr().err.splitlines() == [
-        "sweep s",
         "[0/1] r-1: starts",
         "[1/1] r-1: failed  0 s  struck",
     ]

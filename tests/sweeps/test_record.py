@@ -28,7 +28,7 @@ def sweep(tmp_path, finished_run):
     shutil.copytree(finished_run, root / "r-4")
     found = read_json(root / "r-4" / RUN_FILE)
     record.jobs["r-4"] = JobEntry("r-4", ["adapter.r=4"], found["config_hash"], "running", "r-4")
-    record.start(["adapter.r=4"], [])
+    record.start(["adapter.r=4"], [], {})
     record.release()
     return root
 
@@ -73,6 +73,35 @@ def test_a_removed_folder_means_run_again(sweep):
     shutil.rmtree(sweep / "r-4")
     (job,) = killed(sweep)[1]
     assert (job.status, job.folder) == ("waiting", None)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"folder": "../elsewhere"}, {"name": ".."}, {"status": "well"}, {"overrides": "adapter.r=4"}],
+)
+def test_an_entry_that_no_sweep_wrote_is_one_line(sweep, facts):
+    content = read_json(sweep / SWEEP_FILE)
+    content["jobs"][0] |= facts
+    write_json(sweep / SWEEP_FILE, content)
+    with pytest.raises(UserError, match=r"sweep.json: damaged"):
+        read_sweep(sweep)
+
+
+def test_a_full_disk_stops_no_sweep(sweep, monkeypatch, caplog):
+    import meqsum_lightning.sweeps.record as module
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    content = read_json(sweep / SWEEP_FILE)
+    write_json(sweep / SWEEP_FILE, content | {"pid_started": 0.0})
+    record = SweepRecord.open(sweep)
+    monkeypatch.setattr(module, "write_json", full)
+    record.update("r-4", status="failed")
+    record.finish("failed")
+    assert "No space left" in caplog.text
+    # The blocks that the file had were enough.
+    assert read_json(sweep / SWEEP_FILE)["status"] == "failed"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"jobs": 3}', '{"jobs": [{"name": "x"}]}'])

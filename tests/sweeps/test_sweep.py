@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -95,10 +96,12 @@ def test_a_grid_then_more_values(words, capsys):
     for name, stamp in stamps.items():
         assert Path("sweep", name, "run.json").stat().st_mtime_ns == stamp
     assert Path("sweep/r-3_target-modules-ffn/checkpoints/best.ckpt").exists()
-    # Nothing is left to do: quickly over, and the jobs are known without being typed.
+    # Nothing is left to do: quickly over, and the jobs are known without being typed, and how
+    # they are to be kept too.
     assert main(["train", "-m", "sweep.dir=sweep"]) == 0
     assert main(["plan", "-m", "sweep.dir=sweep"]) == 0
     assert "nothing is left to run" in capsys.readouterr().out
+    assert Path("sweep/r-3_target-modules-ffn/checkpoints/best.ckpt").exists()
 
 
 def test_jobs_are_what_single_runs_are(words, tiny_backbone, questions_file, tmp_path):
@@ -142,21 +145,57 @@ def test_failed_jobs_start_again_and_keep_what_they_left(words, tmp_path):
     assert json.loads(Path("sweep/failed/r-1-1/run.json").read_text())["status"] == "failed"
 
 
+def test_a_folder_alone_means_its_own_jobs_from_anywhere(
+    words, questions_file, tmp_path, monkeypatch, capsys
+):
+    Path("own.csv").write_bytes(questions_file.read_bytes())
+    fault = FAULT % (1, "raise", f", once: {tmp_path / 'struck'}")
+    assert main([*words("adapter.r=1,2", "data.path=own.csv", fault), *ALLOW]) == 1
+    assert "--allow-target tests.sweeps.faults" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert main(["train", "-m", *ALLOW, "sweep.dir=../sweep"]) == 0
+    assert set(statuses("../sweep").values()) == {"completed"}
+    text = (tmp_path / "own.csv").read_text().replace("aunt", "uncle")
+    (tmp_path / "own.csv").write_text(text)
+    for command in ("train", "plan"):
+        assert main([command, "-m", *ALLOW, "sweep.dir=../sweep"]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 2 and "job r-1 is no longer what it was" in " ".join(lines)
+
+
+def test_nobody_reads_and_the_sweep_goes_on(words):
+    """Standard error closed from the start, standard output's reader gone before the end."""
+    command = [*words("adapter.r=1,2"), "trainer.progress=plain"]
+    shell = f"{shlex.join([sys.executable, '-m', 'meqsum_lightning', *command])} 2>&- | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], timeout=120)
+    assert done.returncode == 0
+    assert set(statuses().values()) == {"completed"}
+    assert json.loads(Path("sweep/sweep.json").read_text())["status"] == "completed"
+
+
 def test_fail_fast_stops_at_the_first(words, capsys):
     command = [*words("adapter.r=1,2,3", FAULT % (1, "raise", ""), "sweep.fail_fast=true"), *ALLOW]
     assert main(command) == 1
     assert statuses() == {"r-1": "failed", "r-2": "waiting", "r-3": "waiting"}
-    assert "2 not run" in capsys.readouterr().err
+    assert "2 not completed (sweep.fail_fast=true)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_ctrl_c_saves_and_the_sweep_goes_on(words, times):
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [
+        (signal.SIGINT, 1),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_saves_and_the_sweep_goes_on(words, number, times):
     more = ["adapter.r=1,2", FAULT % (1, "slow", ""), "trainer.max_epochs=3"]
     command = [*words(*more), *ALLOW]
     sweep = start(command)
     wait_until(lambda: steps_of("r-1") >= 4)
     for _ in range(times):
-        os.kill(sweep.pid, signal.SIGINT)
+        os.kill(sweep.pid, number)
         time.sleep(0.02)
     _, errors = sweep.communicate(timeout=60)
     assert sweep.returncode == 130
@@ -208,6 +247,8 @@ def test_sweeps_of_the_same_second_do_not_meet(words, tmp_path):
         (["sweep.resume=last"], "cannot be joined with"),
         (["hydra/launcher=joblib"], "hydra/launcher=joblib"),
         (["sweep.parallel=0"], "sweep.parallel=0"),
+        (["sweep.dir="], "sweep.dir=: empty"),
+        ([f"sweep.dir={'x' * 300}"], "cannot be written (File name too long)"),
     ],
 )
 def test_one_wrong_point_refuses_the_sweep(words, capsys, more, expected):
@@ -231,9 +272,10 @@ def test_single_runs_refuse_what_only_sweeps_can_do(capsys):
     assert main(["train", "experiment=ablation_scope"]) == 2
     assert main(["plan", "experiment=ablation_scope"]) == 2
     assert main(["train", "hydra.run.dir=x"]) == 2
+    assert main(["train", "-m"]) == 2
     assert main(["evaluate", "-m", "split=val,test"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert "expected meqsum train -m experiment=ablation_scope" in lines[1]
 
 
@@ -248,7 +290,7 @@ def test_seeds_and_folds_are_pooled(words, capsys):
 def test_combinations_that_are_the_same_job_run_once(words, capsys):
     assert main(words("adapter.r=8", "adapter.alpha=2r,16", "trainer.progress=plain")) == 0
     assert len(entries()) == 1
-    assert "1 combinations are the same" in capsys.readouterr().err
+    assert "1 combination is the same" in capsys.readouterr().err
 
 
 def test_the_plan_of_a_sweep(words, capsys):
