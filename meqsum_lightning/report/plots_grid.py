@@ -146,8 +146,8 @@ def win_tie_loss(
     Raises:
         ValueError: The shapes disagree.
     """
-    counts = np.asarray(outcomes, dtype=float).reshape(-1, len(names), 3)
-    if counts.shape[0] != len(names):
+    counts = np.asarray(outcomes, dtype=float)
+    if counts.shape != (len(names), len(names), 3):
         raise ValueError(f"expected outcomes of {len(names)} systems, got {np.shape(outcomes)}")
     labels = [f"{name}  {at}" for at, name in enumerate(short_names(names, 22), start=1)]
     room = 4.0 + _LETTER * max((len(label) for label in labels), default=1)

@@ -132,6 +132,9 @@ def new_figure(width: float, height: float) -> "Figure":
 
 def settle(figure: "Figure") -> "Figure":
     """Lays the figure out once and for all: what is measured now is what gets printed."""
+    # How many ticks fit is asked of the settings at every drawing, unless the axes know the size.
+    for axes in figure.axes:
+        axes.tick_params(labelsize=FONT)
     # Ticks come up while drawing and change the room that labels need: the second pass knows them.
     figure.draw_without_rendering()
     figure.draw_without_rendering()
