@@ -116,7 +116,7 @@ def heat_maps(
             pad=0.02,
             label=clean(score),
         )
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.solids.set_edgecolor("face")  # type: ignore[union-attr]
         from matplotlib.ticker import MaxNLocator
 
@@ -183,7 +183,7 @@ def win_tie_loss(
         axes.set_xticklabels([str(at + 1) for at in range(4, len(names), 5)])
     bar = figure.colorbar(mesh, ax=axes, location="bottom", aspect=40, shrink=0.8, pad=0.03)
     bar.set_label(f"(wins \u2212 losses) / questions\nrow against column, {clean(score)}")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.solids.set_edgecolor("face")  # type: ignore[union-attr]
     bar.set_ticks([-1, -0.5, 0, 0.5, 1])
     return settle(figure)

@@ -178,16 +178,16 @@ def short_names(names: Sequence[object], width: int) -> list[str]:
 
     Where a name is too long, first goes what all names begin and end with.
     """
-    names = [clean(name) for name in names]
-    if any(columns_of(name) > width for name in names):
-        names = _without_shared(names)
-    shown = [shorten(name, width) for name in names]
+    texts = [clean(name) for name in names]
+    if any(columns_of(text) > width for text in texts):
+        texts = _without_shared(texts)
+    shown = [shorten(text, width) for text in texts]
     seen: dict[str, int] = {}
     for at, name in enumerate(shown):
         if shown.count(name) > 1 or name in seen:
             seen[name] = seen.get(name, 0) + 1
             number = f" ({seen[name]})"
-            shown[at] = shorten(names[at], width - len(number)) + number
+            shown[at] = shorten(texts[at], width - len(number)) + number
     return shown
 
 
