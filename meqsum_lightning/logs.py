@@ -18,7 +18,7 @@ def configure(verbose: bool = False) -> None:
     root.setLevel(logging.INFO)
     for handler in [h for h in root.handlers if getattr(h, "from_meqsum", False)]:
         root.removeHandler(handler)
-    terminal = logging.StreamHandler(sys.stderr)
+    terminal = _Terminal()
     terminal.from_meqsum = True  # type: ignore[attr-defined]
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     terminal.addFilter(_for_terminal if not verbose else lambda record: True)
@@ -34,6 +34,17 @@ def adopt_lightning() -> None:
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
+
+
+class _Terminal(logging.StreamHandler):
+    """Standard error as it is when something is said: it may have been replaced since."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _for_terminal(record: logging.LogRecord) -> bool:

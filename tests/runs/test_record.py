@@ -55,7 +55,7 @@ def test_a_completed_run_keeps_facts_and_time(tmp_path):
 
 def test_the_heart_beats(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "HEARTBEAT_SECONDS", 0.02)
-    monkeypatch.setattr(records, "_now", iter(map(str, range(10**6))).__next__)
+    monkeypatch.setattr(records, "now", iter(map(str, range(10**6))).__next__)
     with RunRecord.create(tmp_path / "run", {}, FACTS, {}):
         first = status(tmp_path / "run")["heartbeat"]
         while status(tmp_path / "run")["heartbeat"] == first:
